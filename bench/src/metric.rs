@@ -1,0 +1,91 @@
+//! Metrics: what a round of a scenario measures, and how it is written.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// One kind of figure; the order is that of the columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    RequestsPerSecond,
+    CpuMicrosPerRequest,
+    CpuPercent,
+    P50Micros,
+    P99Micros,
+    P999Micros,
+    MaxMicros,
+    RssMib,
+    PeakMib,
+    IdleConnectionKib,
+    StartMillis,
+    Faults,
+}
+
+impl Metric {
+    pub fn label(self) -> &'static str {
+        match self {
+            Metric::RequestsPerSecond => "requests/s",
+            Metric::CpuMicrosPerRequest => "CPU µs/request",
+            Metric::CpuPercent => "CPU %",
+            Metric::P50Micros => "p50 µs",
+            Metric::P99Micros => "p99 µs",
+            Metric::P999Micros => "p99.9 µs",
+            Metric::MaxMicros => "max µs",
+            Metric::RssMib => "memory MiB",
+            Metric::PeakMib => "peak MiB",
+            Metric::IdleConnectionKib => "KiB/connection",
+            Metric::StartMillis => "start ms",
+            Metric::Faults => "faults",
+        }
+    }
+
+    /// How many digits after the point mean something.
+    pub fn decimals(self) -> usize {
+        match self {
+            Metric::CpuMicrosPerRequest | Metric::IdleConnectionKib => 2,
+            Metric::CpuPercent | Metric::RssMib | Metric::PeakMib | Metric::StartMillis => 1,
+            Metric::RequestsPerSecond
+            | Metric::P50Micros
+            | Metric::P99Micros
+            | Metric::P999Micros
+            | Metric::MaxMicros
+            | Metric::Faults => 0,
+        }
+    }
+}
+
+/// The figures of one round.
+pub type Figures = BTreeMap<Metric, f64>;
+
+/// The middle of some figures and how far they lie apart.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    pub median: f64,
+    pub min: f64,
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of at least one figure; an even number of them has the mean of the two in the middle as its median.
+    pub fn of(figures: impl IntoIterator<Item = f64>) -> Option<Spread> {
+        let mut sorted: Vec<f64> = figures.into_iter().collect();
+        sorted.sort_by(f64::total_cmp);
+        let (min, max) = (*sorted.first()?, *sorted.last()?);
+        let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
+        Some(Spread { median: (low + high) / 2.0, min, max })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spreads() {
+        assert_eq!(Spread::of([]), None);
+        assert_eq!(Spread::of([2.0]), Some(Spread { median: 2.0, min: 2.0, max: 2.0 }));
+        assert_eq!(Spread::of([9.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 9.0 }));
+        assert_eq!(Spread::of([4.0, 1.0, 2.0, 9.0]), Some(Spread { median: 3.0, min: 1.0, max: 9.0 }));
+    }
+}

@@ -1,0 +1,315 @@
+//! The origin: the smallest server that can stand behind a proxy without being what is measured.
+//!
+//! One thread, one epoll. It answers every request with 200: `/bytes/N` with a body of N bytes, everything
+//! else, uploads included, with one of [`SMALL_BODY_BYTES`]. It reads and drops request bodies. It has no
+//! opinion on what it is sent beyond where a request ends.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use memchr::{memchr, memmem};
+use rustix::io::Errno;
+use rustix::net::sockopt::set_tcp_nodelay;
+use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
+use rustix::thread::{Pid, gettid};
+
+use crate::machine::pin_this_thread;
+use crate::poll::{Events, Interest, Poll, Ready};
+
+pub const SMALL_BODY_BYTES: u64 = 150;
+const LISTENER: usize = usize::MAX;
+const WAKER: usize = usize::MAX - 1;
+const SCRATCH_BYTES: usize = 256 * 1024;
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+
+/// A running origin; it ends when dropped.
+pub struct Origin {
+    pub addr: SocketAddr,
+    /// The thread that it runs on, for its accounts.
+    pub thread: Pid,
+    stop: Arc<AtomicBool>,
+    waker: OwnedFd,
+    running: Option<JoinHandle<()>>,
+}
+
+impl Origin {
+    /// Starts an origin on a free loopback port, on the given processor if one is named.
+    pub fn start(cpu: Option<usize>) -> io::Result<Origin> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        listener.set_nonblocking(true)?;
+        let addr = listener.local_addr()?;
+        let (waker, wakes) = std::os::unix::net::UnixStream::pair()?;
+        let poll = Poll::new()?;
+        poll.add(&listener, LISTENER, Interest::Read)?;
+        poll.add(&wakes, WAKER, Interest::Read)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (tell, told) = std::sync::mpsc::channel();
+        let stopped = stop.clone();
+        let running = std::thread::Builder::new().name("origin".into()).spawn(move || {
+            let pinned = cpu.map_or(Ok(()), pin_this_thread);
+            let failed = pinned.is_err();
+            tell.send(pinned.map(|()| gettid())).expect("the starter waits for this");
+            let mut server = Server::new(listener.into(), poll);
+            while !failed && !stopped.load(Ordering::Relaxed) {
+                server.turn();
+            }
+            drop(wakes);
+        })?;
+        let thread = told.recv().expect("the thread tells before it ends")?;
+        Ok(Origin { addr, thread, stop, waker: waker.into(), running: Some(running) })
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Its end of the pair is open for as long as the thread runs; a failure means that it has ended.
+        let _ = send(&self.waker, b"x", SendFlags::NOSIGNAL);
+        if let Some(running) = self.running.take() {
+            let _ = running.join();
+        }
+    }
+}
+
+struct Server {
+    listener: OwnedFd,
+    poll: Poll,
+    events: Option<Events>,
+    scratch: Vec<u8>,
+    connections: Vec<Option<Connection>>,
+    free: Vec<usize>,
+    answers: Answers,
+}
+
+struct Connection {
+    socket: OwnedFd,
+    request: Request,
+    /// Answers that the socket did not take yet, and how much of the first has left.
+    unsent: VecDeque<Arc<[u8]>>,
+    sent: usize,
+    blocked: bool,
+}
+
+/// How far the request at the front of the stream has been read.
+enum Request {
+    Head(Vec<u8>),
+    Body {
+        left: u64,
+        answer: Arc<[u8]>,
+    },
+    /// The last bytes are kept, to know the end when it comes in pieces.
+    Chunked {
+        tail: Vec<u8>,
+        answer: Arc<[u8]>,
+    },
+}
+
+/// Whole answers by body length, rendered once.
+struct Answers {
+    small: Arc<[u8]>,
+    by_length: HashMap<u64, Arc<[u8]>>,
+}
+
+impl Answers {
+    fn new() -> Answers {
+        Answers { small: render(SMALL_BODY_BYTES), by_length: HashMap::new() }
+    }
+
+    fn for_path(&mut self, path: &[u8]) -> Arc<[u8]> {
+        let length =
+            path.strip_prefix(b"/bytes/").and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+        match length {
+            None => self.small.clone(),
+            Some(length) => self.by_length.entry(length).or_insert_with(|| render(length)).clone(),
+        }
+    }
+}
+
+fn render(length: u64) -> Arc<[u8]> {
+    let mut answer =
+        format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n")
+            .into_bytes();
+    answer.extend((0..length).map(|at| b"0123456789abcdef"[at as usize % 16]));
+    answer.into()
+}
+
+impl Server {
+    fn new(listener: OwnedFd, poll: Poll) -> Server {
+        Server {
+            listener,
+            poll,
+            events: Some(Events::with_capacity(1024)),
+            scratch: vec![0; SCRATCH_BYTES],
+            connections: Vec::new(),
+            free: Vec::new(),
+            answers: Answers::new(),
+        }
+    }
+
+    fn turn(&mut self) {
+        let mut events = self.events.take().expect("put back at the end of each turn");
+        self.poll.wait(&mut events, None).expect("our own epoll descriptor stays valid");
+        for Ready { token, writable, .. } in events.iter() {
+            match token {
+                LISTENER => self.accept(),
+                WAKER => {}
+                token if self.serve(token, writable).is_err() => {
+                    self.connections[token] = None;
+                    self.free.push(token);
+                }
+                _ => {}
+            }
+        }
+        self.events = Some(events);
+    }
+
+    fn accept(&mut self) {
+        while let Ok(socket) = accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+            let token = self.free.pop().unwrap_or(self.connections.len());
+            if token == self.connections.len() {
+                self.connections.push(None);
+            }
+            // A connection that is gone already says so when it is read.
+            let _ = set_tcp_nodelay(&socket, true);
+            if self.poll.add(&socket, token, Interest::Read).is_err() {
+                self.free.push(token);
+                continue;
+            }
+            self.connections[token] = Some(Connection {
+                socket,
+                request: Request::Head(Vec::new()),
+                unsent: VecDeque::new(),
+                sent: 0,
+                blocked: false,
+            });
+        }
+    }
+
+    /// Reads once and answers what is complete; an error ends the connection.
+    fn serve(&mut self, token: usize, writable: bool) -> Result<(), Errno> {
+        let Some(connection) = &mut self.connections[token] else { return Ok(()) };
+        if writable && !connection.unsent.is_empty() {
+            return connection.flush(token, &self.poll);
+        }
+        let bytes = match recv(&connection.socket, &mut self.scratch[..], RecvFlags::empty()) {
+            Ok((0, _)) => return Err(Errno::CONNRESET),
+            Ok((bytes, _)) => bytes,
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let mut input = &self.scratch[..bytes];
+        while let Some(answer) = connection.request.take(&mut input, &mut self.answers)? {
+            connection.unsent.push_back(answer);
+        }
+        connection.flush(token, &self.poll)
+    }
+}
+
+impl Connection {
+    fn flush(&mut self, token: usize, poll: &Poll) -> Result<(), Errno> {
+        while let Some(answer) = self.unsent.front() {
+            match send(&self.socket, &answer[self.sent..], SendFlags::NOSIGNAL) {
+                Ok(bytes) => self.sent += bytes,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return self.wait_for_room(true, token, poll),
+                Err(error) => return Err(error),
+            }
+            if self.sent == answer.len() {
+                self.unsent.pop_front();
+                self.sent = 0;
+            }
+        }
+        self.wait_for_room(false, token, poll)
+    }
+
+    fn wait_for_room(&mut self, blocked: bool, token: usize, poll: &Poll) -> Result<(), Errno> {
+        if self.blocked != blocked {
+            self.blocked = blocked;
+            let interest = if blocked { Interest::ReadWrite } else { Interest::Read };
+            poll.change(&self.socket, token, interest).map_err(|_| Errno::BADF)?;
+        }
+        Ok(())
+    }
+}
+
+impl Request {
+    /// Takes the rest of one request from `input`; returns its answer once it is complete.
+    fn take(&mut self, input: &mut &[u8], answers: &mut Answers) -> Result<Option<Arc<[u8]>>, Errno> {
+        loop {
+            let answer = match self {
+                Request::Head(_) if input.is_empty() => return Ok(None),
+                Request::Head(partial) => {
+                    let before = partial.len();
+                    let whole: &[u8] = if before == 0 {
+                        input
+                    } else {
+                        partial.extend_from_slice(input);
+                        partial
+                    };
+                    let Some(end) = memmem::find(whole, b"\r\n\r\n").map(|at| at + 4) else {
+                        if before == 0 {
+                            partial.extend_from_slice(input);
+                        }
+                        *input = &[];
+                        return if partial.len() > MAX_HEAD_BYTES { Err(Errno::MSGSIZE) } else { Ok(None) };
+                    };
+                    let next = Request::after(&whole[..end], answers);
+                    *input = &input[end - before..];
+                    *self = next;
+                    continue;
+                }
+                Request::Body { left, answer } => {
+                    let taken = (*left).min(input.len() as u64);
+                    *left -= taken;
+                    *input = &input[taken as usize..];
+                    if *left > 0 {
+                        return Ok(None);
+                    }
+                    answer.clone()
+                }
+                Request::Chunked { tail, answer } => {
+                    // Bodies that the bench sends hold no line ends, so the last chunk is where it looks to be.
+                    let before = tail.len();
+                    tail.extend_from_slice(input);
+                    let Some(end) = memmem::find(tail, b"0\r\n\r\n").map(|at| at + 5) else {
+                        tail.drain(..tail.len().saturating_sub(4));
+                        *input = &[];
+                        return Ok(None);
+                    };
+                    *input = &input[end - before..];
+                    answer.clone()
+                }
+            };
+            *self = Request::Head(Vec::new());
+            return Ok(Some(answer));
+        }
+    }
+
+    /// What follows a head.
+    fn after(head: &[u8], answers: &mut Answers) -> Request {
+        let line = &head[..memchr(b'\r', head).unwrap_or(head.len())];
+        let mut words = line.split(|byte| *byte == b' ');
+        let bodiless = matches!(words.next(), Some(b"GET" | b"HEAD"));
+        let answer = answers.for_path(words.next().unwrap_or_default());
+        if bodiless {
+            return Request::Body { left: 0, answer };
+        }
+        let mut left = 0;
+        for line in head.split(|byte| *byte == b'\n') {
+            let Some(colon) = memchr(b':', line) else { continue };
+            let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+            if name.eq_ignore_ascii_case(b"transfer-encoding") {
+                return Request::Chunked { tail: Vec::new(), answer };
+            }
+            if name.eq_ignore_ascii_case(b"content-length") {
+                left = std::str::from_utf8(value).ok().and_then(|digits| digits.parse().ok()).unwrap_or(0);
+            }
+        }
+        Request::Body { left, answer }
+    }
+}
