@@ -1,0 +1,370 @@
+//! A JSON document read value by value, each of which knows where it stands in the text.
+//!
+//! `file` walks it. A value is a slice of the text as `serde_json` delimits it, so its position is where the
+//! slice begins. Faults gather in the document and reading goes on: a reader that returns `None` has recorded
+//! why, and one run reports everything there is to mend. What the keys mean is not known here.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::time::Duration;
+use std::{fmt, str};
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::error::{Error, Fault};
+use super::value::{self, quote};
+
+/// Reads the top-level object with `read`; any fault anywhere is an error.
+pub(super) fn read<T>(
+    bytes: &[u8],
+    file: &Path,
+    read: impl FnOnce(&mut Object<'_>) -> Option<T>,
+) -> Result<T, Error> {
+    let (text, faults) = (str::from_utf8(bytes), RefCell::default());
+    let valid = text.unwrap_or_else(|e| {
+        str::from_utf8(&bytes[..e.valid_up_to()]).expect("valid up to there, says the first pass")
+    });
+    // Some editors on Windows begin a file with a byte order mark.
+    let document = Document { text: valid.strip_prefix('\u{feff}').unwrap_or(valid), faults };
+    let result = if text.is_ok() {
+        document.root().and_then(|root| root.object(read)).flatten()
+    } else {
+        document.fault(document.text.len(), "", "not UTF-8 text: save the file as UTF-8");
+        None
+    };
+    match result {
+        Some(result) if document.faults.borrow().is_empty() => Ok(result),
+        _ => Err(Error::Invalid { file: file.to_owned(), faults: document.faults() }),
+    }
+}
+
+struct Document<'a> {
+    text: &'a str,
+    /// Byte offset, key, message.
+    faults: RefCell<Vec<(usize, String, String)>>,
+}
+
+impl<'a> Document<'a> {
+    fn root(&self) -> Option<Node<'_>> {
+        match serde_json::from_str::<&RawValue>(self.text) {
+            Ok(raw) => Some(Node { document: self, raw: raw.get(), key: String::new() }),
+            Err(error) => {
+                self.syntax(&error);
+                None
+            }
+        }
+    }
+
+    fn syntax(&self, error: &serde_json::Error) {
+        if self.text.trim().is_empty() {
+            return self.fault(0, "", "the file is empty: it needs at least { \"routes\": [ ... ] }");
+        }
+        let line_start: usize =
+            self.text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
+        // serde_json counts bytes, and stands before the first of them at the end of the text.
+        let mut offset = (line_start + error.column().saturating_sub(1)).min(self.text.len());
+        while !self.text.is_char_boundary(offset) {
+            offset -= 1;
+        }
+        let whole = error.to_string();
+        let what = whole.split(" at line ").next().unwrap_or(&whole);
+        let advice = match self.text[offset..].chars().next() {
+            _ if error.is_eof() => ": something that was opened is never closed",
+            Some('/' | '#') => ": JSON has no comments, remove it",
+            Some('}' | ']') if self.text[..offset].trim_end().ends_with(',') => {
+                ": remove the comma before it"
+            }
+            Some('\'') => ": strings and keys stand in double quotes",
+            Some(_) | None => "",
+        };
+        self.fault(offset, "", format!("not valid JSON: {what}{advice}"));
+    }
+
+    fn fault(&self, offset: usize, key: &str, message: impl Into<String>) {
+        self.faults.borrow_mut().push((offset, key.to_owned(), message.into()));
+    }
+
+    fn faults(&self) -> Vec<Fault> {
+        let mut faults = self.faults.borrow().clone();
+        faults.sort_by_key(|&(offset, ..)| offset);
+        let positioned = faults.into_iter().map(|(offset, key, message)| {
+            let (line, column) = self.position(offset);
+            Fault { line, column, key, message }
+        });
+        positioned.collect()
+    }
+
+    /// Line and column, both from 1; columns are characters.
+    fn position(&self, offset: usize) -> (usize, usize) {
+        let before = &self.text[..offset];
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+    }
+
+    fn offset(&self, slice: &str) -> usize {
+        slice.as_ptr().addr() - self.text.as_ptr().addr()
+    }
+}
+
+/// One value of the document.
+pub(super) struct Node<'a> {
+    document: &'a Document<'a>,
+    raw: &'a str,
+    key: String,
+}
+
+impl<'a> Node<'a> {
+    /// Records that this value is wrong; returns what a reader that failed returns.
+    pub(super) fn fault<T>(&self, message: impl Into<String>) -> Option<T> {
+        self.document.fault(self.document.offset(self.raw), &self.key, message);
+        None
+    }
+
+    fn mistyped<T>(&self, expected: &str) -> Option<T> {
+        self.fault(format!("must be {expected}, is {}", describe(self.raw)))
+    }
+
+    /// A string that `parse` accepts; its error is the fault's message.
+    pub(super) fn string<T>(
+        &self,
+        expected: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        if !self.raw.starts_with('"') {
+            return self.mistyped(expected);
+        }
+        match serde_json::from_str::<String>(self.raw) {
+            Ok(text) => parse(&text).map_or_else(|refused| self.fault(refused), Some),
+            Err(_) => self.fault("is no valid string: a \\u escape stands for half a character"),
+        }
+    }
+
+    pub(super) fn boolean(&self) -> Option<bool> {
+        serde_json::from_str(self.raw).ok().or_else(|| self.mistyped("true or false"))
+    }
+
+    /// A whole number of `range`, all of which `T` must be able to hold.
+    pub(super) fn integer<T: TryFrom<u64>>(&self, range: RangeInclusive<u64>) -> Option<T> {
+        let number = serde_json::from_str(self.raw).ok().filter(|number| range.contains(number));
+        let expected = || format!("a whole number from {} to {}", range.start(), range.end());
+        number.and_then(|n| T::try_from(n).ok()).or_else(|| self.mistyped(&expected()))
+    }
+
+    /// A number strictly between 0 and 1.
+    pub(super) fn fraction(&self) -> Option<f64> {
+        let number: Option<f64> = serde_json::from_str(self.raw).ok();
+        let inside = number.filter(|&number| number > 0.0 && number < 1.0);
+        inside.or_else(|| self.mistyped("a number between 0 and 1, neither of them"))
+    }
+
+    /// Seconds as a number, or a string with its unit.
+    pub(super) fn duration(&self) -> Option<Duration> {
+        const EXPECTED: &str = "a time such as 30 (seconds), \"30s\" or \"500ms\"";
+        match serde_json::from_str::<f64>(self.raw) {
+            Ok(seconds) => value::seconds(seconds).or_else(|| self.mistyped("a time from 1ms to 24h")),
+            Err(_) => self.string(EXPECTED, value::duration),
+        }
+    }
+
+    /// The elements of a list.
+    pub(super) fn list(&self, expected: &str) -> Option<Vec<Node<'a>>> {
+        let Ok(elements) = serde_json::from_str::<Vec<&'a RawValue>>(self.raw) else {
+            return self.mistyped(expected);
+        };
+        let nodes = elements.into_iter().enumerate().map(|(index, raw)| Node {
+            document: self.document,
+            raw: raw.get(),
+            key: format!("{}[{index}]", self.key),
+        });
+        Some(nodes.collect())
+    }
+
+    /// An object; keys that `read` did not ask for are faults.
+    pub(super) fn object<T>(&self, read: impl FnOnce(&mut Object<'a>) -> T) -> Option<T> {
+        if !self.raw.starts_with('{') {
+            return self.mistyped("an object");
+        }
+        let Ok(Entries(entries)) = serde_json::from_str::<Entries<'a>>(self.raw) else {
+            return self.fault("has a key that is no valid string");
+        };
+        let mut object = Object {
+            document: self.document,
+            start: self.document.offset(self.raw),
+            key: self.key.clone(),
+            entries: HashMap::with_capacity(entries.len()),
+            asked: Vec::new(),
+        };
+        for (raw_key, raw) in entries {
+            let Ok(name) = serde_json::from_str::<String>(raw_key.get()) else {
+                return self.fault("has a key that is no valid string");
+            };
+            let node = Node { document: self.document, raw: raw.get(), key: object.path(&name) };
+            let key_offset = self.document.offset(raw_key.get());
+            if let Some(first) = object.entries.get(&name) {
+                let (line, column) = self.document.position(first.key_offset);
+                let message =
+                    format!("this key already stands at line {line}, column {column}: remove one of the two");
+                self.document.fault(key_offset, &node.key, message);
+            } else {
+                object.entries.insert(name, Entry { key_offset, node });
+            }
+        }
+        let result = read(&mut object);
+        object.finish();
+        Some(result)
+    }
+}
+
+/// The keys of one object, asked for one by one.
+pub(super) struct Object<'a> {
+    document: &'a Document<'a>,
+    start: usize,
+    key: String,
+    entries: HashMap<String, Entry<'a>>,
+    asked: Vec<&'static str>,
+}
+
+struct Entry<'a> {
+    key_offset: usize,
+    node: Node<'a>,
+}
+
+impl<'a> Object<'a> {
+    fn ask(&mut self, key: &'static str) -> Option<&Node<'a>> {
+        self.asked.push(key);
+        self.entries.get(key).map(|entry| &entry.node)
+    }
+
+    pub(super) fn optional<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&Node<'a>) -> Option<T>,
+    ) -> Option<T> {
+        self.ask(key).and_then(read)
+    }
+
+    pub(super) fn or<T>(
+        &mut self,
+        key: &'static str,
+        default: T,
+        read: impl FnOnce(&Node<'a>) -> Option<T>,
+    ) -> T {
+        self.optional(key, read).unwrap_or(default)
+    }
+
+    /// `example` is the JSON value that the fault proposes when the key is missing.
+    pub(super) fn required<T>(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        read: impl FnOnce(&Node<'a>) -> Option<T>,
+    ) -> Option<T> {
+        if let Some(node) = self.ask(key) {
+            return read(node);
+        }
+        let message = format!("`{key}` is missing: add \"{key}\": {example}");
+        self.document.fault(self.start, &self.key, message);
+        None
+    }
+
+    /// A nested object; absent, it is read as an empty one, which yields the defaults.
+    pub(super) fn section<T>(&mut self, key: &'static str, read: impl Fn(&mut Object<'a>) -> T) -> T {
+        let present = self.ask(key).and_then(|node| node.object(&read));
+        present.unwrap_or_else(|| {
+            read(&mut Object {
+                document: self.document,
+                start: self.start,
+                key: self.path(key),
+                entries: HashMap::new(),
+                asked: Vec::new(),
+            })
+        })
+    }
+
+    /// Accepts the key, whatever its value, without proposing it to anybody.
+    pub(super) fn ignore(&mut self, key: &str) {
+        self.entries.remove(key);
+    }
+
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    /// Records a fault of the value at `key`, or of the whole object where it is absent.
+    pub(super) fn fault(&self, key: &str, message: impl Into<String>) {
+        match self.entries.get(key) {
+            Some(entry) => drop(entry.node.fault::<()>(message)),
+            None => self.document.fault(self.start, &self.key, message),
+        }
+    }
+
+    /// Where in the text the value at `key` begins, or the whole object where it is absent: cheap to keep.
+    pub(super) fn offset(&self, key: &str) -> usize {
+        self.entries.get(key).map_or(self.start, |entry| self.document.offset(entry.node.raw))
+    }
+
+    /// `offset` as line and column, which takes counting all lines before it.
+    pub(super) fn position(&self, offset: usize) -> (usize, usize) {
+        self.document.position(offset)
+    }
+
+    /// The key as faults name it: an odd one must not break the line they are printed on.
+    fn path(&self, key: &str) -> String {
+        let key = key.escape_debug();
+        if self.key.is_empty() { key.to_string() } else { format!("{}.{key}", self.key) }
+    }
+
+    fn finish(self) {
+        for (name, entry) in &self.entries {
+            if self.asked.contains(&name.as_str()) {
+                continue;
+            }
+            let advice = match value::closest(name, &self.asked) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("known here are {}", self.asked.join(", ")),
+            };
+            let message = format!("unknown key {}: {advice}", quote(name));
+            self.document.fault(entry.key_offset, &self.key, message);
+        }
+    }
+}
+
+/// An object's keys and values in the order of the text, repeated keys included.
+struct Entries<'a>(Vec<(&'a RawValue, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Vec<(&'de RawValue, &'de RawValue)>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(entries)
+            }
+        }
+        deserializer.deserialize_map(InOrder).map(Entries)
+    }
+}
+
+/// A JSON value as a fault names it.
+fn describe(raw: &str) -> String {
+    match raw.as_bytes().first() {
+        Some(b'{') => "an object".to_owned(),
+        Some(b'[') => "a list".to_owned(),
+        Some(b'"') => match serde_json::from_str::<String>(raw) {
+            Ok(text) => format!("the string {}", quote(&text)),
+            Err(_) => "a string".to_owned(),
+        },
+        Some(b't' | b'f' | b'n') => raw.to_owned(),
+        Some(_) | None => format!("the number {}", raw.chars().take(40).collect::<String>()),
+    }
+}

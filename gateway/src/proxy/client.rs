@@ -1,0 +1,71 @@
+//! One downstream connection as the proxy sees it: who is there, and what it waits for.
+//!
+//! The connection's I/O reads and sets the phase, the request's story moves it on. Knows no socket.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use http::HeaderValue;
+use ipnet::IpNet;
+
+use crate::timer::{Timer, Wheel};
+
+/// Where a connection is between two requests' ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing of the next request has come.
+    Idle,
+    /// The head has begun.
+    Head,
+    /// The request is being answered, its body is still coming.
+    Receiving,
+    /// The whole request is here: an end of input is not an abort.
+    Received,
+}
+
+pub struct Client {
+    pub peer: SocketAddr,
+    pub local: SocketAddr,
+    pub timer: Timer,
+    pub phase: Cell<Phase>,
+    /// The answer under way is the last one on this connection.
+    pub closing: Cell<bool>,
+    /// Method and target of a head that gave its length twice (`Content-Length` and `Transfer-Encoding`).
+    pub framed_twice: RefCell<Option<String>>,
+    /// Interim responses to be sent before the final one.
+    pub interim: RefCell<Vec<u8>>,
+    forwarded_for: OnceCell<HeaderValue>,
+}
+
+impl Client {
+    pub fn new(peer: SocketAddr, local: SocketAddr, wheel: &Rc<Wheel>) -> Rc<Self> {
+        Rc::new(Self {
+            peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
+            local: SocketAddr::new(local.ip().to_canonical(), local.port()),
+            timer: Timer::new(wheel),
+            phase: Cell::new(Phase::Idle),
+            closing: Cell::new(false),
+            framed_twice: RefCell::default(),
+            interim: RefCell::default(),
+            forwarded_for: OnceCell::new(),
+        })
+    }
+
+    /// Whether a request is being answered.
+    pub fn is_busy(&self) -> bool {
+        matches!(self.phase.get(), Phase::Receiving | Phase::Received)
+    }
+
+    /// Whether the peer's word about the client behind it is believed.
+    pub fn is_trusted(&self, trusted: &[IpNet]) -> bool {
+        trusted.iter().any(|net| net.contains(&self.peer.ip()))
+    }
+
+    /// The peer's address as a field value.
+    pub fn forwarded_for(&self) -> &HeaderValue {
+        self.forwarded_for.get_or_init(|| {
+            HeaderValue::try_from(self.peer.ip().to_string()).expect("an address is visible ASCII")
+        })
+    }
+}

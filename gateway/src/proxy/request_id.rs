@@ -1,0 +1,61 @@
+//! Request identifiers: 32 hexadecimal digits, unique with overwhelming probability.
+//!
+//! Not a secret and not unpredictable: SplitMix64 (Steele, Lea, Flood 2014) over a counter that
+//! starts at a random value for each worker.
+
+use std::cell::Cell;
+use std::hash::{BuildHasher, RandomState};
+
+use bytes::Bytes;
+use http::HeaderValue;
+
+pub struct Ids {
+    next: Cell<u64>,
+    worker: u64,
+}
+
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+impl Ids {
+    pub fn new() -> Self {
+        let random = RandomState::new();
+        Self { next: Cell::new(random.hash_one(0)), worker: random.hash_one(1) }
+    }
+
+    pub fn next(&self) -> HeaderValue {
+        let state = self.next.get().wrapping_add(GOLDEN);
+        self.next.set(state);
+        let mut digits = [0; 32];
+        hex(mix(state), &mut digits[..16]);
+        hex(mix(state ^ self.worker), &mut digits[16..]);
+        HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&digits)).expect("hexadecimal digits are visible")
+    }
+}
+
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}
+
+fn hex(value: u64, out: &mut [u8]) {
+    for (pair, byte) in out.chunks_exact_mut(2).zip(value.to_be_bytes()) {
+        pair[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
+        pair[1] = b"0123456789abcdef"[usize::from(byte & 15)];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_hexadecimal_and_differ() {
+        let (a, b) = (Ids::new(), Ids::new());
+        let mut seen = std::collections::HashSet::new();
+        for id in (0..10_000).flat_map(|_| [a.next(), b.next()]) {
+            assert!(id.len() == 32 && id.as_bytes().iter().all(u8::is_ascii_hexdigit), "{id:?}");
+            assert!(seen.insert(id.as_bytes().to_vec()), "{id:?} twice");
+        }
+    }
+}

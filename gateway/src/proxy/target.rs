@@ -1,0 +1,92 @@
+//! What a request asks for, made unambiguous before anything is decided on it.
+//!
+//! After [`settle`] there is one `Host` (RFC 9112 §3.2), one length, and a normalised path; the
+//! URI is in origin form, as it goes upstream.
+
+use http::header::{HOST, TRANSFER_ENCODING};
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Uri, Version, request::Parts};
+
+use super::client::Client;
+use super::error::Failure;
+use crate::path;
+
+pub fn settle(parts: &mut Parts, client: &Client) -> Result<(), Failure> {
+    if parts.method == Method::CONNECT {
+        return Err(Failure::NotImplemented("This gateway opens no tunnels."));
+    }
+    if parts.headers.contains_key(TRANSFER_ENCODING) && framed_twice(parts, client) {
+        return Err(Failure::BadRequest("The request has both Content-Length and Transfer-Encoding."));
+    }
+    settle_host(parts)?;
+    settle_path(parts)
+}
+
+/// The routing authority: the `Host` field after [`settle`], empty for HTTP/1.0 without one.
+pub fn authority(parts: &Parts) -> &str {
+    parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default()
+}
+
+fn framed_twice(parts: &Parts, client: &Client) -> bool {
+    let found = client.framed_twice.borrow_mut().take();
+    found.is_some_and(|line| {
+        line.split_once(' ').is_some_and(|(method, target)| {
+            method == parts.method.as_str()
+                && target.parse::<Uri>().is_ok_and(|target| target == parts.uri)
+        })
+    })
+}
+
+fn settle_host(parts: &mut Parts) -> Result<(), Failure> {
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(_), Some(_)) => return Err(Failure::BadRequest("The request has several Host fields.")),
+        (None, _) if parts.version == Version::HTTP_11 => {
+            return Err(Failure::BadRequest("The request has no Host field."));
+        }
+        (Some(host), None) if !is_authority(host.as_bytes()) => {
+            return Err(Failure::BadRequest("The Host field is not a host name with an optional port."));
+        }
+        _ => {}
+    }
+    // An absolute-form target's authority outranks the field (RFC 9112 §3.2.2).
+    if let Some(authority) = parts.uri.authority() {
+        if authority.as_str().contains('@') {
+            return Err(Failure::BadRequest("The request's target holds user information."));
+        }
+        let host = HeaderValue::try_from(authority.as_str())
+            .map_err(|_| Failure::BadRequest("The request's target names no valid host."))?;
+        parts.headers.insert(HOST, host);
+    }
+    Ok(())
+}
+
+fn is_authority(host: &[u8]) -> bool {
+    host.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~[]:%!$&'()*+,;=".contains(byte))
+}
+
+fn settle_path(parts: &mut Parts) -> Result<(), Failure> {
+    let raw = parts.uri.path();
+    if raw == "*" {
+        return Err(Failure::NoRoute);
+    }
+    let normal = path::normalise(raw).map_err(|invalid| {
+        Failure::BadRequest(match invalid {
+            path::Invalid::NotAbsolute => "The request's target is not a path.",
+            path::Invalid::Nul => "The path holds a NUL character.",
+            path::Invalid::Backslash => "The path holds a backslash.",
+            path::Invalid::Escape => "The path holds a malformed percent-encoding.",
+        })
+    })?;
+    let changed = match normal {
+        std::borrow::Cow::Borrowed(_) if parts.uri.authority().is_none() => return Ok(()),
+        normal => match parts.uri.query() {
+            Some(query) => format!("{normal}?{query}"),
+            None => normal.into_owned(),
+        },
+    };
+    let target = PathAndQuery::try_from(changed)
+        .map_err(|_| Failure::BadRequest("The request's target is not a path."))?;
+    parts.uri = Uri::from(target);
+    Ok(())
+}
