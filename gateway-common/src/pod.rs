@@ -1,0 +1,24 @@
+//! The promise to aya that these types are plain bytes.
+
+#![allow(unsafe_code)]
+
+use aya::Pod;
+
+use crate::addr::Address;
+use crate::counters::Count;
+use crate::policy::{Bucket, Listener, Policy, Rule, Source};
+
+// SAFETY: one array of bytes, so neither padding nor an invalid value.
+unsafe impl Pod for Address {}
+// SAFETY: repr(C), two words.
+unsafe impl Pod for Count {}
+// SAFETY: repr(C), one word.
+unsafe impl Pod for Bucket {}
+// SAFETY: repr(C), integers and bytes; `policy` asserts that their sizes add up to the whole.
+unsafe impl Pod for Listener {}
+// SAFETY: as `Listener`, with its padding spelled out as a field.
+unsafe impl Pod for Policy {}
+// SAFETY: repr(C), one word.
+unsafe impl Pod for Rule {}
+// SAFETY: as `Listener`.
+unsafe impl Pod for Source {}

@@ -1,0 +1,102 @@
+//! The hooks: one entry point each, and how a frame's bytes are read there.
+//!
+//! All pointer code of the kernel half is here and in `maps`. `judge` does the rest. The names are long
+//! because `xdp` alone is a section's name already, and because `bpftool prog` shows them.
+
+#![allow(unsafe_code)]
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use gateway_common::Action;
+
+use crate::judge;
+use crate::packet::Frame;
+
+/// TC's "I have no opinion": programs after this one still run.
+const TC_NEXT: i32 = -1;
+const TC_DROP: i32 = 2;
+
+/// XDP on drivers and frames that keep a packet in one piece.
+#[xdp]
+fn gateway_xdp(context: XdpContext) -> u32 {
+    xdp_action(&context)
+}
+
+/// The same where a packet may lie in several pieces: MTUs beyond a page, from Linux 5.18.
+#[xdp(frags)]
+fn gateway_frags(context: XdpContext) -> u32 {
+    xdp_action(&context)
+}
+
+/// TC ingress, where somebody else holds the XDP hook.
+#[classifier]
+fn gateway_tc(context: TcContext) -> i32 {
+    match judge(&context) {
+        Action::Pass => TC_NEXT,
+        Action::Drop => TC_DROP,
+    }
+}
+
+#[inline(always)]
+fn xdp_action(context: &XdpContext) -> u32 {
+    match judge(context) {
+        Action::Pass => XDP_PASS,
+        Action::Drop => XDP_DROP,
+    }
+}
+
+impl Frame for XdpContext {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let start = self.data() + offset;
+        if start + N > self.data_end() {
+            return None;
+        }
+        // SAFETY: the N bytes at `start` lie before `data_end`, which is where the verifier, too, ends
+        // what may be read; an array of bytes needs no alignment.
+        Some(unsafe { *(start as *const [u8; N]) })
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u64 {
+        (self.data_end() - self.data()) as u64
+    }
+
+    #[cfg(feature = "log")]
+    #[inline(always)]
+    fn log(&self, verdict: gateway_common::Verdict) {
+        aya_log_ebpf::debug!(self, "{}", verdict.row().name);
+    }
+}
+
+impl Frame for TcContext {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        // By helper and not by pointer: a merged or fragmented skb keeps its bytes in several places.
+        self.load::<[u8; N]>(offset).ok()
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u64 {
+        self.len().into()
+    }
+
+    #[cfg(feature = "log")]
+    #[inline(always)]
+    fn log(&self, verdict: gateway_common::Verdict) {
+        aya_log_ebpf::debug!(self, "{}", verdict.row().name);
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // SAFETY: never reached: a panic that could be would leave a branch without an exit, and the
+    // verifier refuses such a program.
+    unsafe { core::hint::unreachable_unchecked() }
+}
+
+/// The kernel opens some of its helpers to GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
