@@ -1,6 +1,7 @@
 //! The origin: the smallest server that can stand behind a proxy without being what is measured.
 //!
-//! One thread, one epoll. It answers every request with 200: `/bytes/N` with a body of N bytes, everything
+//! One epoll and no thread of its own: the generator turns it between its own turns, so that the two never wait
+//! for each other's time slice. It answers every request with 200: `/bytes/N` with a body of N bytes, everything
 //! else, uploads included, with one of [`SMALL_BODY_BYTES`]. It reads and drops request bodies. It has no
 //! opinion on what it is sent beyond where a request ends.
 
@@ -10,76 +11,29 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::time::Duration;
 
 use memchr::{memchr, memmem};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_tcp_nodelay;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
-use rustix::thread::{Pid, gettid};
 
-use crate::machine::pin_this_thread;
 use crate::poll::{Events, Interest, Poll, Ready};
 
 pub const SMALL_BODY_BYTES: u64 = 150;
 const LISTENER: usize = usize::MAX;
-const WAKER: usize = usize::MAX - 1;
 const SCRATCH_BYTES: usize = 256 * 1024;
 const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// As many descriptors as one turn looks after.
+pub const EVENTS: usize = 1024;
+/// How long [`Origin::serve_during`] may take to notice that the work is done.
+const STOP_LATENCY: Duration = Duration::from_millis(1);
 
-/// A running origin; it ends when dropped.
+/// An origin on a loopback port; it answers while somebody turns it.
 pub struct Origin {
     pub addr: SocketAddr,
-    /// The thread that it runs on, for its accounts.
-    pub thread: Pid,
-    stop: Arc<AtomicBool>,
-    waker: OwnedFd,
-    running: Option<JoinHandle<()>>,
-}
-
-impl Origin {
-    /// Starts an origin on a free loopback port, on the given processor if one is named.
-    pub fn start(cpu: Option<usize>) -> io::Result<Origin> {
-        let listener = TcpListener::bind(("127.0.0.1", 0))?;
-        listener.set_nonblocking(true)?;
-        let addr = listener.local_addr()?;
-        let (waker, wakes) = std::os::unix::net::UnixStream::pair()?;
-        let poll = Poll::new()?;
-        poll.add(&listener, LISTENER, Interest::Read)?;
-        poll.add(&wakes, WAKER, Interest::Read)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let (tell, told) = std::sync::mpsc::channel();
-        let stopped = stop.clone();
-        let running = std::thread::Builder::new().name("origin".into()).spawn(move || {
-            let pinned = cpu.map_or(Ok(()), pin_this_thread);
-            let failed = pinned.is_err();
-            tell.send(pinned.map(|()| gettid())).expect("the starter waits for this");
-            let mut server = Server::new(listener.into(), poll);
-            while !failed && !stopped.load(Ordering::Relaxed) {
-                server.turn();
-            }
-            drop(wakes);
-        })?;
-        let thread = told.recv().expect("the thread tells before it ends")?;
-        Ok(Origin { addr, thread, stop, waker: waker.into(), running: Some(running) })
-    }
-}
-
-impl Drop for Origin {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        // Its end of the pair is open for as long as the thread runs; a failure means that it has ended.
-        let _ = send(&self.waker, b"x", SendFlags::NOSIGNAL);
-        if let Some(running) = self.running.take() {
-            let _ = running.join();
-        }
-    }
-}
-
-struct Server {
     listener: OwnedFd,
     poll: Poll,
-    events: Option<Events>,
     scratch: Vec<u8>,
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
@@ -93,6 +47,8 @@ struct Connection {
     unsent: VecDeque<Arc<[u8]>>,
     sent: usize,
     blocked: bool,
+    /// The last request asked for the end of the connection.
+    closing: bool,
 }
 
 /// How far the request at the front of the stream has been read.
@@ -100,13 +56,20 @@ enum Request {
     Head(Vec<u8>),
     Body {
         left: u64,
-        answer: Arc<[u8]>,
+        answer: Answer,
     },
     /// The last bytes are kept, to know the end when it comes in pieces.
     Chunked {
         tail: Vec<u8>,
-        answer: Arc<[u8]>,
+        answer: Answer,
     },
+}
+
+/// What a request is answered with.
+#[derive(Clone)]
+struct Answer {
+    bytes: Arc<[u8]>,
+    close: bool,
 }
 
 /// Whole answers by body length, rendered once.
@@ -138,26 +101,53 @@ fn render(length: u64) -> Arc<[u8]> {
     answer.into()
 }
 
-impl Server {
-    fn new(listener: OwnedFd, poll: Poll) -> Server {
-        Server {
-            listener,
+impl Origin {
+    /// Listens on a free loopback port.
+    pub fn bind() -> io::Result<Origin> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        listener.set_nonblocking(true)?;
+        let addr = listener.local_addr()?;
+        let poll = Poll::new()?;
+        poll.add(&listener, LISTENER, Interest::Read)?;
+        Ok(Origin {
+            addr,
+            listener: listener.into(),
             poll,
-            events: Some(Events::with_capacity(1024)),
             scratch: vec![0; SCRATCH_BYTES],
             connections: Vec::new(),
             free: Vec::new(),
             answers: Answers::new(),
-        }
+        })
     }
 
-    fn turn(&mut self) {
-        let mut events = self.events.take().expect("put back at the end of each turn");
-        self.poll.wait(&mut events, None).expect("our own epoll descriptor stays valid");
+    /// Answers from a thread of its own for as long as `work` takes.
+    pub fn serve_during<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        struct StopOnDrop<'a>(&'a AtomicBool);
+        impl Drop for StopOnDrop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let stopped = &stop;
+            scope.spawn(move || {
+                let mut events = Events::with_capacity(EVENTS);
+                while !stopped.load(Ordering::Relaxed) {
+                    self.turn(&mut events, STOP_LATENCY);
+                }
+            });
+            let _stop = StopOnDrop(&stop);
+            work()
+        })
+    }
+
+    /// Answers what is ready, waiting for it at most so long; says whether there was anything.
+    pub fn turn(&mut self, events: &mut Events, wait: Duration) -> bool {
+        self.poll.wait(events, wait).expect("our own epoll descriptor stays valid");
         for Ready { token, writable, .. } in events.iter() {
             match token {
                 LISTENER => self.accept(),
-                WAKER => {}
                 token if self.serve(token, writable).is_err() => {
                     self.connections[token] = None;
                     self.free.push(token);
@@ -165,7 +155,7 @@ impl Server {
                 _ => {}
             }
         }
-        self.events = Some(events);
+        !events.is_empty()
     }
 
     fn accept(&mut self) {
@@ -186,6 +176,7 @@ impl Server {
                 unsent: VecDeque::new(),
                 sent: 0,
                 blocked: false,
+                closing: false,
             });
         }
     }
@@ -204,7 +195,8 @@ impl Server {
         };
         let mut input = &self.scratch[..bytes];
         while let Some(answer) = connection.request.take(&mut input, &mut self.answers)? {
-            connection.unsent.push_back(answer);
+            connection.closing |= answer.close;
+            connection.unsent.push_back(answer.bytes);
         }
         connection.flush(token, &self.poll)
     }
@@ -224,6 +216,9 @@ impl Connection {
                 self.sent = 0;
             }
         }
+        if self.closing {
+            return Err(Errno::SHUTDOWN);
+        }
         self.wait_for_room(false, token, poll)
     }
 
@@ -239,7 +234,7 @@ impl Connection {
 
 impl Request {
     /// Takes the rest of one request from `input`; returns its answer once it is complete.
-    fn take(&mut self, input: &mut &[u8], answers: &mut Answers) -> Result<Option<Arc<[u8]>>, Errno> {
+    fn take(&mut self, input: &mut &[u8], answers: &mut Answers) -> Result<Option<Answer>, Errno> {
         loop {
             let answer = match self {
                 Request::Head(_) if input.is_empty() => return Ok(None),
@@ -295,7 +290,9 @@ impl Request {
         let line = &head[..memchr(b'\r', head).unwrap_or(head.len())];
         let mut words = line.split(|byte| *byte == b' ');
         let bodiless = matches!(words.next(), Some(b"GET" | b"HEAD"));
-        let answer = answers.for_path(words.next().unwrap_or_default());
+        let bytes = answers.for_path(words.next().unwrap_or_default());
+        // As the generator writes it; proxies keep it to themselves.
+        let answer = Answer { bytes, close: memmem::find(head, b"Connection: close").is_some() };
         if bodiless {
             return Request::Body { left: 0, answer };
         }

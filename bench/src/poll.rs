@@ -42,6 +42,10 @@ impl Events {
         Events(Vec::with_capacity(capacity))
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = Ready> {
         self.0.iter().map(|event| {
             let (flags, token) = (event.flags, event.data.u64() as usize);
@@ -71,12 +75,11 @@ impl Poll {
         Ok(epoll::modify(&self.0, fd, epoll::EventData::new_u64(token as u64), interest.flags())?)
     }
 
-    /// Waits until something is ready or `timeout` has passed (to the microsecond, not the millisecond).
-    pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+    /// Waits until something is ready or `timeout` has passed.
+    pub fn wait(&self, events: &mut Events, timeout: Duration) -> io::Result<()> {
         events.0.clear();
-        let timeout =
-            timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos().into() });
-        match epoll::wait(&self.0, spare_capacity(&mut events.0), timeout.as_ref()) {
+        let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
+        match epoll::wait(&self.0, spare_capacity(&mut events.0), Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }

@@ -102,7 +102,7 @@ fn write_markdown(out: &mut String, provenance: &Provenance, results: &Results) 
     writeln!(
         out,
         "\nMedian of {} rounds of {} s each, in turns (least–most). CPU is the system's own by the kernel's accounts; \
-         for `direct` it is the generator's and the origin's. Memory is summed over a system's processes.",
+         `direct` is what the generator and the origin can do with nothing between them. Memory is summed over a system's processes.",
         provenance.rounds, provenance.seconds
     )?;
     for rounds in &results.scenarios {

@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::load::{self, Fault, Faults, Load, Outcome, idle};
 use crate::machine::{Cores, allow_descriptors, pin_this_thread};
 use crate::metric::{Figures, Metric, Spread};
-use crate::origin::Origin;
+use crate::origin::{EVENTS, Origin};
+use crate::poll::Events;
 use crate::scenario::{CAPACITY, Exchange, Kind, Rate, SCENARIOS, Scenario, Shape};
 use crate::system::{Programs, REFERENCE, Running, StartError, System};
 use crate::usage::Usage;
@@ -78,18 +80,18 @@ impl Rounds {
 /// A system that does not start, and what this process itself cannot do. Faults of a system are figures.
 pub fn run(plan: &Plan) -> Result<Results, RunError> {
     pin_this_thread(plan.cores.load)?;
-    let origin = Origin::start(Some(plan.cores.load))?;
+    let mut origin = Origin::bind()?;
     let mut results = Results { capacity: plan.capacity, scenarios: Vec::new() };
     for scenario in &plan.scenarios {
         let takes_share = matches!(&scenario.kind, Kind::Load(Shape { rate: Rate::OfCapacity(_), .. }));
         if takes_share && results.capacity.is_none() {
-            results.capacity = Some(measure_capacity(plan, &origin)?);
+            results.capacity = Some(measure_capacity(plan, &mut origin)?);
         }
         eprint!("{:<10}", scenario.name);
         let rounds = match &scenario.kind {
-            Kind::Load(shape) => loads(plan, scenario, shape, &origin, results.capacity.unwrap_or(0.0))?,
-            Kind::Idle { connections } => idles(plan, scenario, *connections, &origin)?,
-            Kind::Start => starts(plan, scenario, &origin)?,
+            Kind::Load(shape) => loads(plan, scenario, shape, &mut origin, results.capacity.unwrap_or(0.0))?,
+            Kind::Idle { connections } => idles(plan, scenario, *connections, &mut origin)?,
+            Kind::Start => starts(plan, scenario, &mut origin)?,
         };
         eprintln!();
         if scenario.name == CAPACITY && results.capacity.is_none() {
@@ -107,19 +109,21 @@ fn reference_of(plan: &Plan) -> System {
     present.or(plan.systems.last().copied()).unwrap_or(System::Direct)
 }
 
-fn measure_capacity(plan: &Plan, origin: &Origin) -> Result<f64, RunError> {
+fn measure_capacity(plan: &Plan, origin: &mut Origin) -> Result<f64, RunError> {
     let small = SCENARIOS.iter().find(|scenario| scenario.name == CAPACITY);
     let Some(Scenario { kind: Kind::Load(shape), .. }) = small else {
         unreachable!("the capacity scenario is a load, see its table")
     };
-    let running = start(plan, reference_of(plan), origin)?;
-    let (outcome, _) = put_load(&running, shape, 0.0, Duration::from_secs(2))?;
+    let addr = origin.addr;
+    let running = origin.serve_during(|| start(plan, reference_of(plan), addr))?;
+    let (outcome, _) = put_load(&running, shape, origin, 0.0, Duration::from_secs(2))?;
     let rate = outcome.requests_per_second();
     eprintln!("capacity  {rate:.0} requests/s of {:?}", running.system);
     Ok(rate)
 }
 
-fn start(plan: &Plan, system: System, origin: &Origin) -> Result<Running, StartError> {
+/// Starts a system; the origin has to be serving.
+fn start(plan: &Plan, system: System, origin: SocketAddr) -> Result<Running, StartError> {
     let request = Exchange::Small.request(load::Reuse::Keepalive);
     Running::start(system, &plan.programs, origin, plan.cores.system, &request)
 }
@@ -127,9 +131,10 @@ fn start(plan: &Plan, system: System, origin: &Origin) -> Result<Running, StartE
 fn put_load(
     running: &Running,
     shape: &Shape,
+    origin: &mut Origin,
     capacity: f64,
     duration: Duration,
-) -> io::Result<(Outcome, [io::Result<Usage>; 2])> {
+) -> io::Result<(Outcome, [io::Result<Option<Usage>>; 2])> {
     let load = Load {
         target: running.target,
         request: shape.exchange.request(shape.reuse),
@@ -141,47 +146,49 @@ fn put_load(
         duration,
         timeout: REQUEST_TIMEOUT,
     };
-    load::run(&load, || running.usage())
+    let mut events = Events::with_capacity(EVENTS);
+    load::run(&load, || origin.turn(&mut events, Duration::ZERO), || running.usage())
 }
 
 fn loads(
     plan: &Plan,
     scenario: &'static Scenario,
     shape: &Shape,
-    origin: &Origin,
+    origin: &mut Origin,
     capacity: f64,
 ) -> Result<Rounds, RunError> {
     allow_descriptors(shape.connections as u64 * 2 + 512)?;
     let mut rounds = Rounds::new(scenario);
-    let running: Vec<Running> =
-        plan.systems.iter().map(|system| start(plan, *system, origin)).collect::<Result<_, _>>()?;
+    let addr = origin.addr;
+    let start_all = || plan.systems.iter().map(|system| start(plan, *system, addr)).collect();
+    let running: Vec<Running> = origin.serve_during::<Result<_, StartError>>(start_all)?;
     for _ in 0..plan.rounds {
         for running in &running {
-            let (outcome, [before, after]) = put_load(running, shape, capacity, plan.duration)?;
-            rounds.add(running.system, load_figures(&outcome, before?, after?), outcome.faults);
+            let (outcome, [before, after]) = put_load(running, shape, origin, capacity, plan.duration)?;
+            rounds.add(running.system, load_figures(&outcome, before?.zip(after?)), outcome.faults);
             eprint!(".");
         }
     }
     Ok(rounds)
 }
 
-fn load_figures(outcome: &Outcome, before: Usage, after: Usage) -> Figures {
-    let cpu = (after.cpu - before.cpu).as_secs_f64();
+fn load_figures(outcome: &Outcome, usage: Option<(Usage, Usage)>) -> Figures {
     let mut figures = Figures::from([
         (Metric::RequestsPerSecond, outcome.requests_per_second()),
-        (Metric::CpuPercent, 100.0 * cpu / outcome.elapsed.as_secs_f64()),
         (Metric::Faults, outcome.faults.total() as f64),
     ]);
-    if outcome.answers > 0 {
-        figures.insert(Metric::CpuMicrosPerRequest, 1e6 * cpu / outcome.answers as f64);
-    }
     if !outcome.latency_ns.is_empty() {
         figures.insert(Metric::P50Micros, outcome.latency_micros(0.5));
         figures.insert(Metric::P99Micros, outcome.latency_micros(0.99));
         figures.insert(Metric::P999Micros, outcome.latency_micros(0.999));
         figures.insert(Metric::MaxMicros, outcome.latency_micros(1.0));
     }
-    if after.rss_bytes > 0 {
+    if let Some((before, after)) = usage {
+        let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64();
+        figures.insert(Metric::CpuPercent, 100.0 * cpu / outcome.elapsed.as_secs_f64());
+        if outcome.answers > 0 {
+            figures.insert(Metric::CpuMicrosPerRequest, 1e6 * cpu / outcome.answers as f64);
+        }
         figures.insert(Metric::RssMib, after.rss_bytes as f64 / MIB);
         figures.insert(Metric::PeakMib, after.peak_bytes as f64 / MIB);
     }
@@ -193,40 +200,42 @@ fn idles(
     plan: &Plan,
     scenario: &'static Scenario,
     count: usize,
-    origin: &Origin,
+    origin: &mut Origin,
 ) -> Result<Rounds, RunError> {
     allow_descriptors(count as u64 * 2 + 512)?;
     let mut rounds = Rounds::new(scenario);
     let request = Exchange::Small.request(load::Reuse::Keepalive);
-    for system in plan.systems.iter().copied().filter(|system| *system != System::Direct) {
-        let running = start(plan, system, origin)?;
-        let warm = idle::hold(running.target, &request, 16)?;
-        let before = settled(&running)?;
-        let held = idle::hold(running.target, &request, count)?;
-        let after = settled(&running)?;
-        let figures = Figures::from([
-            (
-                Metric::IdleConnectionKib,
-                (after.rss_bytes as f64 - before.rss_bytes as f64) / count as f64 / 1024.0,
-            ),
-            (Metric::RssMib, after.rss_bytes as f64 / MIB),
-            (Metric::PeakMib, after.peak_bytes as f64 / MIB),
-        ]);
-        rounds.add(system, figures, Faults::default());
-        drop((warm, held));
+    for system in proxies(plan) {
+        let addr = origin.addr;
+        let figures = origin.serve_during(|| -> Result<Option<Figures>, RunError> {
+            let running = start(plan, system, addr)?;
+            let _warm = idle::hold(running.target, &request, 16)?;
+            let before = settled(&running)?;
+            let _held = idle::hold(running.target, &request, count)?;
+            let after = settled(&running)?;
+            Ok(before.zip(after).map(|(before, after)| {
+                let grown = after.rss_bytes as f64 - before.rss_bytes as f64;
+                Figures::from([
+                    (Metric::IdleConnectionKib, grown / count as f64 / 1024.0),
+                    (Metric::RssMib, after.rss_bytes as f64 / MIB),
+                    (Metric::PeakMib, after.peak_bytes as f64 / MIB),
+                ])
+            }))
+        })?;
+        rounds.add(system, figures.unwrap_or_default(), Faults::default());
         eprint!(".");
     }
     Ok(rounds)
 }
 
 /// Waits until the system's memory stands still.
-fn settled(running: &Running) -> io::Result<Usage> {
+fn settled(running: &Running) -> io::Result<Option<Usage>> {
     let start = Instant::now();
     let (mut usage, mut since) = (running.usage()?, Instant::now());
     while since.elapsed() < SETTLED && start.elapsed() < SETTLE_LIMIT {
         std::thread::sleep(Duration::from_millis(20));
         let now = running.usage()?;
-        if now.rss_bytes != usage.rss_bytes {
+        if now.map(|usage| usage.rss_bytes) != usage.map(|usage| usage.rss_bytes) {
             since = Instant::now();
         }
         usage = now;
@@ -234,17 +243,23 @@ fn settled(running: &Running) -> io::Result<Usage> {
     Ok(usage)
 }
 
-fn starts(plan: &Plan, scenario: &'static Scenario, origin: &Origin) -> Result<Rounds, RunError> {
+fn starts(plan: &Plan, scenario: &'static Scenario, origin: &mut Origin) -> Result<Rounds, RunError> {
     let mut rounds = Rounds::new(scenario);
+    let addr = origin.addr;
     for _ in 0..plan.rounds {
-        for system in plan.systems.iter().copied().filter(|system| *system != System::Direct) {
-            let running = start(plan, system, origin)?;
+        for system in proxies(plan) {
+            let running = origin.serve_during(|| start(plan, system, addr))?;
             let millis = running.started_in.as_secs_f64() * 1e3;
             rounds.add(system, Figures::from([(Metric::StartMillis, millis)]), Faults::default());
             eprint!(".");
         }
     }
     Ok(rounds)
+}
+
+/// The systems that are a process of their own.
+fn proxies(plan: &Plan) -> impl Iterator<Item = System> {
+    plan.systems.iter().copied().filter(|system| *system != System::Direct)
 }
 
 impl Rounds {

@@ -19,7 +19,6 @@ use tempfile::TempDir;
 
 use crate::load::idle;
 use crate::machine::{first_line, pin_this_thread};
-use crate::origin::Origin;
 use crate::usage::{self, Usage};
 
 const NGINX_CONF: &str = include_str!("../peers/nginx.conf");
@@ -98,7 +97,6 @@ pub struct Running {
     /// From just before its process was made to its first right answer.
     pub started_in: Duration,
     process: Option<(Child, TempDir)>,
-    threads: Vec<Pid>,
 }
 
 impl Running {
@@ -106,7 +104,7 @@ impl Running {
     pub fn start(
         system: System,
         programs: &Programs,
-        origin: &Origin,
+        origin: SocketAddr,
         cpu: usize,
         request: &[u8],
     ) -> Result<Running, StartError> {
@@ -121,7 +119,7 @@ impl Running {
                 fill(
                     NGINX_CONF,
                     &config,
-                    &[("LISTEN", &target), ("ORIGIN", &origin.addr), ("DIR", &dir.path().display())],
+                    &[("LISTEN", &target), ("ORIGIN", &origin), ("DIR", &dir.path().display())],
                 )
                 .map_err(prepare)?;
                 program.map(|program| {
@@ -136,7 +134,7 @@ impl Running {
                 fill(
                     GATEWAY_JSON,
                     &config,
-                    &[("LISTEN", &target), ("METRICS", &metrics), ("ORIGIN", &origin.addr)],
+                    &[("LISTEN", &target), ("METRICS", &metrics), ("ORIGIN", &origin)],
                 )
                 .map_err(prepare)?;
                 program.map(|program| {
@@ -147,14 +145,7 @@ impl Running {
             }
         };
         let Some(mut command) = command else {
-            let threads = vec![origin.thread, rustix::thread::gettid()];
-            return Ok(Running {
-                system,
-                target: origin.addr,
-                started_in: Duration::ZERO,
-                process: None,
-                threads,
-            });
+            return Ok(Running { system, target: origin, started_in: Duration::ZERO, process: None });
         };
         let log = dir.path().join("stderr");
         command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -164,13 +155,7 @@ impl Running {
         let child = spawn_pinned(command, cpu)
             .map_err(|source| StartError::Spawn { command: shown.clone(), source })?;
         ALIVE.lock().unwrap_or_else(PoisonError::into_inner).push(Pid::from_child(&child));
-        let mut running = Running {
-            system,
-            target,
-            started_in: Duration::ZERO,
-            process: Some((child, dir)),
-            threads: Vec::new(),
-        };
+        let mut running = Running { system, target, started_in: Duration::ZERO, process: Some((child, dir)) };
         running.wait_for_answer(request, start, &shown, &log)?;
         Ok(running)
     }
@@ -200,12 +185,9 @@ impl Running {
         }
     }
 
-    /// The system's accounts as they stand; with nothing in between, those of the generator and the origin.
-    pub fn usage(&self) -> io::Result<Usage> {
-        match &self.process {
-            Some((child, _)) => usage::of_tree(Pid::from_child(child)),
-            None => usage::of_threads(&self.threads),
-        }
+    /// The system's accounts as they stand; `None` where there is nothing in front of the origin.
+    pub fn usage(&self) -> io::Result<Option<Usage>> {
+        self.process.as_ref().map(|(child, _)| usage::of_tree(Pid::from_child(child))).transpose()
     }
 }
 

@@ -1,11 +1,12 @@
 //! The generator: many connections in one thread around one epoll, costing as little as it can.
 //!
-//! It shares a core with the origin while the system under test has one to itself, so each request costs it
-//! one `send`, one `recv` and a share of an `epoll_wait`, and no allocation.
+//! It shares a core, and this very thread, with the origin while the system under test has one to itself, so
+//! each request costs it one `send`, one `recv` and a share of an `epoll_wait`, and no allocation. It never
+//! sleeps: on a virtual machine waking an idle core costs as much as a request, and it would cost the system
+//! under test part of that.
 
 use std::collections::VecDeque;
 use std::io;
-use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -22,24 +23,27 @@ const TICK: Duration = Duration::from_millis(50);
 const LATENCY_RANGE_NS: (u64, u64) = (1_000, 600_000_000_000);
 
 /// Puts the load on its target and waits for the outcome. `sample` is called at both ends of the measured
-/// stretch, so that the system's own accounts can be read for exactly that time.
+/// stretch, so that the system's own accounts can be read for exactly that time; `beside` over and over, to do
+/// what shares this thread (the origin's turn) and say whether there was anything to do.
 ///
 /// # Errors
 /// Only what the generator itself cannot do (no epoll, no descriptors left). What the target does wrong is
 /// counted, not returned.
-pub fn run<S>(load: &Load, mut sample: impl FnMut() -> S) -> io::Result<(Outcome, [S; 2])> {
-    // A timer of ours may fire when it is due, not up to 50 µs later: the open loop sleeps by the microsecond.
-    rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
+pub fn run<S>(
+    load: &Load,
+    mut beside: impl FnMut() -> bool,
+    mut sample: impl FnMut() -> S,
+) -> io::Result<(Outcome, [S; 2])> {
     let start = Instant::now();
     let mut generator = Generator::new(load, start)?;
-    generator.drive(start + load.warm_up, |_| false)?;
+    generator.drive(start + load.warm_up, &mut beside, |_| false)?;
     let before = sample();
     let from = generator.measure();
-    generator.drive(from + load.duration, |_| false)?;
+    generator.drive(from + load.duration, &mut beside, |_| false)?;
     let elapsed = from.elapsed();
     let answers = generator.answers;
     let after = sample();
-    generator.settle()?;
+    generator.settle(&mut beside)?;
     let Generator { latency_ns, faults, .. } = generator;
     Ok((Outcome { answers, elapsed, latency_ns, faults }, [before, after]))
 }
@@ -47,7 +51,6 @@ pub fn run<S>(load: &Load, mut sample: impl FnMut() -> S) -> io::Result<(Outcome
 struct Generator<'a> {
     load: &'a Load,
     poll: Poll,
-    events: Events,
     scratch: Vec<u8>,
     connections: Vec<Connection>,
     /// Connections with nothing to do (open loop only), the longest idle first.
@@ -88,7 +91,6 @@ impl<'a> Generator<'a> {
         let mut generator = Generator {
             load,
             poll: Poll::new()?,
-            events: Events::with_capacity(load.connections.clamp(1, 1024)),
             scratch: vec![0; SCRATCH_BYTES],
             connections: (0..load.connections).map(|token| Connection::new(token, start)).collect(),
             idle: VecDeque::with_capacity(load.connections),
@@ -118,19 +120,23 @@ impl<'a> Generator<'a> {
     }
 
     /// Runs the loop until `end`, or until `done` says so.
-    fn drive(&mut self, end: Instant, done: impl Fn(&Self) -> bool) -> io::Result<()> {
-        let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+    fn drive(
+        &mut self,
+        end: Instant,
+        beside: &mut impl FnMut() -> bool,
+        done: impl Fn(&Self) -> bool,
+    ) -> io::Result<()> {
+        let mut events = Events::with_capacity(self.connections.len().clamp(1, 1024));
         loop {
             let now = Instant::now();
             if now >= end || done(self) {
-                self.events = events;
                 return Ok(());
             }
             if now >= self.tick {
                 self.tick(now);
             }
-            let wake = self.dispatch(now, end).min(end).min(self.tick);
-            self.poll.wait(&mut events, Some(wake.saturating_duration_since(Instant::now())))?;
+            self.dispatch(now);
+            self.poll.wait(&mut events, Duration::ZERO)?;
             for ready in events.iter() {
                 if ready.writable {
                     self.writable(ready.token);
@@ -139,35 +145,34 @@ impl<'a> Generator<'a> {
                     self.readable(ready.token);
                 }
             }
+            if !beside() && events.is_empty() {
+                // Where there is only one core, the system under test has to come to it too.
+                std::thread::yield_now();
+            }
         }
     }
 
-    /// Open loop: sends what is due as long as a connection is free; returns when to look again.
-    fn dispatch(&mut self, now: Instant, end: Instant) -> Instant {
-        let until = self.measured.map(|(_, until)| until);
-        loop {
-            let Some(schedule) = &mut self.schedule else { return end };
+    /// Open loop: sends what is due as long as a connection is free.
+    fn dispatch(&mut self, now: Instant) {
+        while let Some(schedule) = &mut self.schedule {
             let due = schedule.next;
-            if until.is_some_and(|until| due >= until) {
-                return end;
+            if due > now || self.measured.is_some_and(|(_, until)| due >= until) {
+                return;
             }
-            if due > now {
-                return due;
-            }
-            let Some(token) = self.idle.pop_front() else { return end };
+            let Some(token) = self.idle.pop_front() else { return };
             schedule.advance();
             self.ask(token, due);
         }
     }
 
     /// Waits for the open loop's requests that are still out; what does not come in time is a timeout.
-    fn settle(&mut self) -> io::Result<()> {
+    fn settle(&mut self, beside: &mut impl FnMut() -> bool) -> io::Result<()> {
         let (Some((_, until)), true) = (self.measured, self.schedule.is_some()) else { return Ok(()) };
         let everything = |g: &Self| {
             let sent = g.schedule.as_ref().is_none_or(|schedule| schedule.next >= until);
             sent && g.connections.iter().all(|connection| connection.phase != Phase::Asking)
         };
-        self.drive(Instant::now() + self.load.timeout, everything)?;
+        self.drive(Instant::now() + self.load.timeout, beside, everything)?;
         let out = self.connections.iter().filter(|connection| connection.phase == Phase::Asking);
         let out = out.filter(|connection| self.counts(connection.due, until)).count() as u64;
         self.faults.add(Fault::Timeout, out);
