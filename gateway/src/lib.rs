@@ -2,11 +2,16 @@
 //!
 //! ARCHITECTURE.md tells how the modules hang together; dependencies point one way.
 
+pub mod admin;
 pub mod config;
+pub mod downstream;
 pub mod metrics;
 pub mod path;
 pub mod proxy;
+pub mod reload;
 pub mod route;
+pub mod server;
 pub mod snapshot;
 pub mod timer;
 pub mod upstream;
+pub mod worker;

@@ -60,7 +60,8 @@ impl Snapshot {
 
     /// Drops the counters of routes and endpoints that are configured no more.
     pub fn forget_others(&self, registry: &Registry) {
-        let routes: rustc_hash::FxHashSet<&str> = self.routes.iter().map(|route| route.label.as_str()).collect();
+        let routes: rustc_hash::FxHashSet<&str> =
+            self.routes.iter().map(|route| route.label.as_str()).collect();
         registry.routes.retain(|label| routes.contains(label));
         registry.endpoints.retain(|label| self.endpoints.iter().any(|endpoint| endpoint.authority == label));
     }
@@ -73,7 +74,8 @@ impl Route {
 }
 
 fn endpoint(backend: &config::Backend, before: Option<&Snapshot>, registry: &Registry) -> Arc<Endpoint> {
-    let kept = before.and_then(|before| before.endpoints.iter().find(|endpoint| endpoint.backend == *backend));
+    let kept =
+        before.and_then(|before| before.endpoints.iter().find(|endpoint| endpoint.backend == *backend));
     kept.cloned().unwrap_or_else(|| Arc::new(Endpoint::new(backend.clone(), registry)))
 }
 

@@ -125,8 +125,11 @@ fn slot(tick: u32) -> usize {
 
 impl Timer {
     pub fn new(wheel: &Rc<Wheel>) -> Self {
-        let state =
-            State { deadline: Cell::new(Tick::NEVER), scheduled: Cell::new(Tick::NEVER), waker: RefCell::new(None) };
+        let state = State {
+            deadline: Cell::new(Tick::NEVER),
+            scheduled: Cell::new(Tick::NEVER),
+            waker: RefCell::new(None),
+        };
         Self { wheel: wheel.clone(), state: Rc::new(state) }
     }
 
@@ -141,6 +144,13 @@ impl Timer {
     /// The task to wake; a connection keeps one task for life, so this is called once.
     pub fn register(&self, waker: &Waker) {
         *self.state.waker.borrow_mut() = Some(waker.clone());
+    }
+
+    /// Wakes the task now, whatever the deadline.
+    pub fn wake(&self) {
+        if let Some(waker) = self.state.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
     }
 
     pub fn now(&self) -> Tick {

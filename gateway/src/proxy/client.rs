@@ -5,6 +5,7 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use http::HeaderValue;
 use ipnet::IpNet;
@@ -29,8 +30,8 @@ pub struct Client {
     pub local: SocketAddr,
     pub timer: Timer,
     pub phase: Cell<Phase>,
-    /// The answer under way is the last one on this connection.
-    pub closing: Cell<bool>,
+    /// How long a head may take; the snapshot in force sets it with each request.
+    pub header_read: Cell<Duration>,
     /// Method and target of a head that gave its length twice (`Content-Length` and `Transfer-Encoding`).
     pub framed_twice: RefCell<Option<String>>,
     /// Interim responses to be sent before the final one.
@@ -39,17 +40,23 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(peer: SocketAddr, local: SocketAddr, wheel: &Rc<Wheel>) -> Rc<Self> {
+    pub fn new(peer: SocketAddr, local: SocketAddr, wheel: &Rc<Wheel>, header_read: Duration) -> Rc<Self> {
         Rc::new(Self {
             peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
             local: SocketAddr::new(local.ip().to_canonical(), local.port()),
             timer: Timer::new(wheel),
             phase: Cell::new(Phase::Idle),
-            closing: Cell::new(false),
+            header_read: Cell::new(header_read),
             framed_twice: RefCell::default(),
             interim: RefCell::default(),
             forwarded_for: OnceCell::new(),
         })
+    }
+
+    /// The first bytes of a request have come: its head is due.
+    pub fn head_began(&self) {
+        self.phase.set(Phase::Head);
+        self.timer.arm(self.timer.now().plus(self.header_read.get()));
     }
 
     /// Whether a request is being answered.

@@ -51,11 +51,17 @@ pub async fn send(
     };
     pool.count_retry();
     let mut lease = connect(pool, client, timeouts, deadline).await?;
-    let response = attempt(&mut lease, client, deadline, again).await?.map_err(|failed| failure(failed.error))?;
+    let response =
+        attempt(&mut lease, client, deadline, again).await?.map_err(|failed| failure(failed.error))?;
     Ok((response, lease))
 }
 
-async fn connect(pool: &Rc<Pool>, client: &Client, timeouts: &Timeouts, deadline: Tick) -> Result<Lease, Failure> {
+async fn connect(
+    pool: &Rc<Pool>,
+    client: &Client,
+    timeouts: &Timeouts,
+    deadline: Tick,
+) -> Result<Lease, Failure> {
     let now = client.timer.now();
     let limit = deadline.min(now.plus(timeouts.connect));
     let connected = until(client, limit, "connect", pool.connect(now)).await?;

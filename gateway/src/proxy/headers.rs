@@ -4,7 +4,8 @@
 //! made once; for a request without hop-by-hop fields one pass over the names decides so.
 
 use http::header::{
-    CONNECTION, EXPECT, Entry, FORWARDED, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, DATE, EXPECT, Entry, FORWARDED, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    VIA,
 };
 use http::{HeaderMap, HeaderValue, Version};
 
@@ -59,11 +60,18 @@ pub fn toward_upstream(
     }
 }
 
-/// Turns the upstream's fields into those the client gets.
-pub fn toward_downstream(headers: &mut HeaderMap, version: Version, request_id: HeaderValue) {
+/// Turns the upstream's fields into those the client gets. `date`: now.
+pub fn toward_downstream(
+    headers: &mut HeaderMap,
+    version: Version,
+    request_id: HeaderValue,
+    date: &HeaderValue,
+) {
     remove_hop_by_hop(headers);
     add_via(headers, version);
     headers.insert(X_REQUEST_ID, request_id);
+    // RFC 9110 §6.6.1: a response that came without a date gets one.
+    headers.entry(DATE).or_insert_with(|| date.clone());
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
@@ -118,12 +126,12 @@ fn accepts_trailers(te: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::timer::Wheel;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     /// `fields` as `name: value` lines through `toward_upstream`, sorted.
     fn up(fields: &str, trusted: bool) -> String {
         let peer = "192.0.2.7:4000".parse().unwrap();
-        let client = Client::new(peer, peer, &Wheel::new(Instant::now()));
+        let client = Client::new(peer, peer, &Wheel::new(Instant::now()), Duration::ZERO);
         let mut headers = HeaderMap::new();
         for line in fields.lines() {
             let (name, value) = line.split_once(": ").unwrap();
@@ -136,13 +144,18 @@ mod tests {
         lines.concat()
     }
 
-    const ADDED: &str = "via: 1.1 gateway\nx-forwarded-for: 192.0.2.7\nx-forwarded-host: a\nx-forwarded-proto: http\n";
+    const ADDED: &str =
+        "via: 1.1 gateway\nx-forwarded-for: 192.0.2.7\nx-forwarded-host: a\nx-forwarded-proto: http\n";
 
     #[test]
     fn what_goes_upstream() {
         for (fields, trusted, want) in [
             ("host: a", false, format!("host: a\n{ADDED}")),
-            ("host: a\nconnection: close, X-Hop\nx-hop: 1\nkeep-alive: 5", false, format!("host: a\n{ADDED}")),
+            (
+                "host: a\nconnection: close, X-Hop\nx-hop: 1\nkeep-alive: 5",
+                false,
+                format!("host: a\n{ADDED}"),
+            ),
             ("host: a\nexpect: 100-continue\nupgrade: h2c", false, format!("host: a\n{ADDED}")),
             ("host: a\nte: gzip, trailers", false, format!("connection: te\nhost: a\nte: trailers\n{ADDED}")),
             ("host: a\nx-forwarded-for: 6.6.6.6\nforwarded: for=6.6.6.6", false, format!("host: a\n{ADDED}")),

@@ -42,6 +42,7 @@ pub struct Proxy {
     current: Arc<Current>,
     local: RefCell<Rc<Local>>,
     ids: request_id::Ids,
+    date: RefCell<HeaderValue>,
 }
 
 /// A snapshot with this worker's own connections to its endpoints.
@@ -64,6 +65,7 @@ impl Proxy {
             current,
             local: RefCell::new(Rc::new(local)),
             ids: request_id::Ids::new(),
+            date: RefCell::new(http_date()),
         }
     }
 
@@ -76,6 +78,11 @@ impl Proxy {
             *local = Rc::new(next);
         }
         local.clone()
+    }
+
+    /// Called once a second: the `Date` field has that grain.
+    pub fn set_date(&self) {
+        *self.date.borrow_mut() = http_date();
     }
 
     /// Closes upstream connections that have been idle too long or were closed by the other side.
@@ -102,6 +109,7 @@ impl Proxy {
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Infallible> {
         let local = self.local();
+        client.header_read.set(local.snapshot.config.timeouts.header_read);
         let mut exchange = Exchange::begin(&client, &local);
         let trusted = client.is_trusted(&local.snapshot.config.trusted_proxies);
         let wants = Wants::of(request.headers());
@@ -110,7 +118,9 @@ impl Proxy {
             _ => self.ids.next(),
         };
         match answer(&local, &client, &mut exchange, trusted, &request_id, request).await {
-            Ok((response, lease)) => {
+            Ok((mut response, lease)) => {
+                let version = std::mem::replace(response.version_mut(), Version::HTTP_11);
+                headers::toward_downstream(response.headers_mut(), version, request_id, &self.date.borrow());
                 exchange.answer(response.status());
                 Ok(response.map(|body| Body::upstream(body, lease, exchange)))
             }
@@ -148,14 +158,9 @@ async fn answer(
 
     let deadline = client.timer.now().plus(route.config.timeout);
     let request = Request::from_parts(parts, body);
-    let (mut response, lease) =
-        forward::send(pool, client, &snapshot.config.timeouts, deadline, request).await?;
+    let answered = forward::send(pool, client, &snapshot.config.timeouts, deadline, request).await?;
     client.timer.arm(deadline);
-
-    let version = response.version();
-    headers::toward_downstream(response.headers_mut(), version, request_id.clone());
-    *response.version_mut() = Version::HTTP_11;
-    Ok((response, lease))
+    Ok(answered)
 }
 
 fn refuse(failure: Failure, wants: Wants, request_id: HeaderValue, mut exchange: Exchange) -> Response<Body> {
@@ -165,6 +170,11 @@ fn refuse(failure: Failure, wants: Wants, request_id: HeaderValue, mut exchange:
     exchange.answer(response.status());
     response.headers_mut().insert(headers::X_REQUEST_ID, request_id);
     response.map(|body| Body::full(Bytes::from(body), exchange))
+}
+
+fn http_date() -> HeaderValue {
+    let now = httpdate::fmt_http_date(std::time::SystemTime::now());
+    HeaderValue::try_from(now).expect("a date is visible ASCII")
 }
 
 impl Local {

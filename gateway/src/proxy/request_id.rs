@@ -28,7 +28,8 @@ impl Ids {
         let mut digits = [0; 32];
         hex(mix(state), &mut digits[..16]);
         hex(mix(state ^ self.worker), &mut digits[16..]);
-        HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&digits)).expect("hexadecimal digits are visible")
+        HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&digits))
+            .expect("hexadecimal digits are visible")
     }
 }
 

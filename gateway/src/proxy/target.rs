@@ -31,8 +31,7 @@ fn framed_twice(parts: &Parts, client: &Client) -> bool {
     let found = client.framed_twice.borrow_mut().take();
     found.is_some_and(|line| {
         line.split_once(' ').is_some_and(|(method, target)| {
-            method == parts.method.as_str()
-                && target.parse::<Uri>().is_ok_and(|target| target == parts.uri)
+            method == parts.method.as_str() && target.parse::<Uri>().is_ok_and(|target| target == parts.uri)
         })
     })
 }

@@ -104,7 +104,8 @@ mod tests {
 
     #[test]
     fn nothing_else_is_kept() {
-        for stream in [FINAL, "HTTP/1.1 101 Switching\r\n\r\nHTTP/1.1 200 OK\r\n", "garbage, not HTTP at all"] {
+        for stream in [FINAL, "HTTP/1.1 101 Switching\r\n\r\nHTTP/1.1 200 OK\r\n", "garbage, not HTTP at all"]
+        {
             assert_eq!(scan(stream, 4096), (vec![], true), "{stream}");
         }
         assert!(scan(&format!("HTTP/1.1 103 x\r\nA: {}", "b".repeat(MAX_BYTES)), 1000).1, "unbounded head");

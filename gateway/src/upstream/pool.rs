@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -110,8 +110,11 @@ where
         let name = || self.endpoint.backend.to_string();
         let known = self.resolved.borrow().until.is_some_and(|until| now < until);
         if !known {
-            let addresses =
-                self.endpoint.resolve().await.map_err(|source| ConnectError::Resolve { name: name(), source })?;
+            let addresses = self
+                .endpoint
+                .resolve()
+                .await
+                .map_err(|source| ConnectError::Resolve { name: name(), source })?;
             *self.resolved.borrow_mut() = Resolved { until: Some(now.plus(RESOLVED_FOR)), addresses };
         }
         let addresses = self.resolved.borrow().addresses.clone();

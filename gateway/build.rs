@@ -1,0 +1,39 @@
+//! Puts the eBPF object where `datapath` embeds it from. It does not build it: that takes another
+//! compiler and is `cargo xtask build-ebpf`. Without an object the gateway builds all the same.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn main() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies inside the workspace");
+    let folder = root.join("gateway-ebpf/target/bpfel-unknown-none");
+    let release = folder.join("release/gateway-ebpf");
+    let logging = folder.join("debug/gateway-ebpf");
+    println!("cargo::rerun-if-changed=build.rs");
+    for object in [&release, &logging] {
+        println!("cargo::rerun-if-changed={}", watched(object).display());
+    }
+    // The variant that logs is for development; a release never carries it.
+    let debug = env::var("PROFILE").is_ok_and(|profile| profile == "debug");
+    let object = if debug && is_newer(&logging, &release) { logging } else { release };
+    let embedded = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("gateway-ebpf");
+    if object.is_file() {
+        fs::copy(&object, &embedded).expect("the object can be copied");
+    } else {
+        println!("cargo::warning=no eBPF object: the gateway will run without its kernel half until");
+        println!("cargo::warning=`cargo xtask build-ebpf` has made one and the gateway is built again");
+        fs::write(&embedded, []).expect("the empty object can be written");
+    }
+}
+
+/// The object, or the nearest folder above it that exists: cargo reruns a script for ever when a path
+/// that it watches is missing.
+fn watched(object: &Path) -> &Path {
+    object.ancestors().find(|path| path.exists()).unwrap_or(object)
+}
+
+fn is_newer(one: &Path, other: &Path) -> bool {
+    let modified = |path: &Path| fs::metadata(path).and_then(|object| object.modified()).ok();
+    modified(one) > modified(other)
+}

@@ -1,0 +1,181 @@
+//! The metrics port: what the gateway says of itself. Read only; no client address is shown.
+
+pub mod metrics;
+
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::proto::MetricFamily;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::metrics::Registry;
+use crate::snapshot::Current;
+
+/// What the port can see.
+pub struct State {
+    pub current: Arc<Current>,
+    pub registry: Arc<Registry>,
+    pub started: Instant,
+    pub draining: AtomicBool,
+    /// The kernel half's own families; empty without it.
+    pub kernel: Box<dyn Fn() -> Vec<MetricFamily> + Send + Sync>,
+    reload_error: Mutex<Option<String>>,
+}
+
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+impl State {
+    pub fn new(
+        current: Arc<Current>,
+        registry: Arc<Registry>,
+        kernel: Box<dyn Fn() -> Vec<MetricFamily> + Send + Sync>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            current,
+            registry,
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+            kernel,
+            reload_error: Mutex::new(None),
+        })
+    }
+
+    /// Why the file on disk is not what is in force; `None`: it is.
+    pub fn reload_error(&self) -> Option<String> {
+        self.reload_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn set_reload_error(&self, error: Option<String>) {
+        *self.reload_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+}
+
+/// Serves the port until the process ends.
+pub async fn serve(state: Arc<State>, listener: TcpListener) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(BACK_OFF).await;
+            continue;
+        };
+        let state = state.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request| {
+                let response = respond(&state, &request);
+                async { Ok::<_, Infallible>(response) }
+            });
+            let mut builder = http1::Builder::new();
+            builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+            if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+                tracing::debug!(%error, "metrics connection");
+            }
+        });
+    }
+}
+
+fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut response = reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET and HEAD only\n");
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match request.uri().path() {
+        "/metrics" => {
+            reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics::render(state))
+        }
+        "/healthz" => reply(StatusCode::OK, "text/plain", "ok\n"),
+        "/readyz" if state.draining.load(Ordering::Relaxed) => {
+            reply(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "draining\n")
+        }
+        "/readyz" => reply(StatusCode::OK, "text/plain", "ready\n"),
+        "/health" => json_reply(&health(state)),
+        "/stats" => json_reply(&stats(state)),
+        _ => reply(
+            StatusCode::NOT_FOUND,
+            "text/plain",
+            "nothing here; try /metrics, /health, /healthz, /readyz or /stats\n",
+        ),
+    }
+}
+
+/// The process serves even when the newest configuration was refused, so this is a 200 that says so.
+fn health(state: &State) -> serde_json::Value {
+    let reload_error = state.reload_error();
+    let draining = state.draining.load(Ordering::Relaxed);
+    let status = match (draining, &reload_error) {
+        (true, _) => "draining",
+        (false, Some(_)) => "degraded",
+        (false, None) => "ok",
+    };
+    json!({
+        "status": status,
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_seconds": state.started.elapsed().as_secs(),
+        "config": { "generation": state.current.load().generation, "last_reload_error": reload_error },
+    })
+}
+
+fn stats(state: &State) -> serde_json::Value {
+    let routes: serde_json::Map<_, _> = metrics::route_totals(&state.registry)
+        .into_iter()
+        .map(|(label, total)| {
+            let requests: u64 = total.answers.values().sum();
+            let mean_ms = total.latency_sum_us as f64 / 1e3 / requests.max(1) as f64;
+            let answers: Vec<_> = total
+                .answers
+                .iter()
+                .map(|((status, outcome), count)| json!({"status": status, "outcome": outcome, "requests": count}))
+                .collect();
+            (label, json!({"requests": requests, "mean_ms": mean_ms, "answers": answers}))
+        })
+        .collect();
+    let upstreams: serde_json::Map<_, _> = state
+        .registry
+        .endpoints
+        .snapshot()
+        .into_iter()
+        .map(|(label, cells)| {
+            let sum = |read: fn(&crate::metrics::Endpoint) -> u64| {
+                cells.iter().map(read).fold(0, u64::wrapping_add)
+            };
+            let row = json!({
+                "connects": sum(|cells| cells.connects.get()),
+                "connect_failures": sum(|cells| cells.connect_failures.get()),
+                "reuses": sum(|cells| cells.reuses.get()),
+                "retries": sum(|cells| cells.retries.get()),
+                "idle": sum(|cells| cells.idle.get()),
+            });
+            (label, row)
+        })
+        .collect();
+    let open: u64 = state.registry.workers.iter().map(|cells| cells.open.get()).sum();
+    json!({
+        "uptime_seconds": state.started.elapsed().as_secs(),
+        "workers": state.registry.workers.len(),
+        "connections_open": open,
+        "routes": routes,
+        "upstreams": upstreams,
+    })
+}
+
+fn json_reply(value: &serde_json::Value) -> Response<Full<Bytes>> {
+    reply(StatusCode::OK, "application/json", format!("{value:#}\n"))
+}
+
+fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

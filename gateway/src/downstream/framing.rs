@@ -1,0 +1,130 @@
+//! Finds heads that give their length twice: `Content-Length` and `Transfer-Encoding`.
+//!
+//! RFC 9112 §6.1 lets a server refuse them, and behind another proxy they are how requests are
+//! smuggled. hyper drops the former field in silence, so the raw bytes are searched before hyper
+//! reads them. The search only names a request line; whether hyper took it for one is checked by
+//! the proxy, so a body that quotes such a head refuses nothing.
+
+/// What is kept of a head, or of an upload's last read, until its end comes.
+const MAX_PENDING: usize = 64 * 1024;
+const MAX_PENDING_IN_BODY: usize = 2 * 1024;
+
+/// The bytes of one connection, read by read.
+#[derive(Default)]
+pub struct Framing {
+    /// What has come since the last blank line, where a head may still go on.
+    pending: Vec<u8>,
+}
+
+impl Framing {
+    /// Takes one read; returns the request line of a head framed twice. `in_body`: the bytes are
+    /// expected to be a request's body, so that a head can only follow it.
+    pub fn feed(&mut self, bytes: &[u8], in_body: bool) -> Option<String> {
+        if self.pending.is_empty() {
+            if ends_head(bytes) && !mentions_transfer_encoding(bytes) {
+                return None;
+            }
+        } else {
+            self.pending.extend_from_slice(bytes);
+        }
+        let window = if self.pending.is_empty() { bytes } else { &self.pending };
+        let found = mentions_transfer_encoding(window).then(|| search(window)).flatten();
+        let rest = after_last_blank_line(window);
+        let limit = if in_body { MAX_PENDING_IN_BODY } else { MAX_PENDING };
+        let from = window.len() - rest.len().min(limit);
+        self.pending = window[from..].to_vec();
+        found
+    }
+}
+
+fn ends_head(bytes: &[u8]) -> bool {
+    bytes.ends_with(b"\r\n\r\n")
+}
+
+fn mentions_transfer_encoding(bytes: &[u8]) -> bool {
+    const BEFORE: &[u8] = b"transfer";
+    const AFTER: &[u8] = b"-encoding";
+    memchr::memchr_iter(b'-', bytes).any(|dash| {
+        dash >= BEFORE.len()
+            && bytes[dash - BEFORE.len()..dash].eq_ignore_ascii_case(BEFORE)
+            && starts_with(&bytes[dash..], AFTER)
+    })
+}
+
+fn search(window: &[u8]) -> Option<String> {
+    let (mut request_line, mut length, mut encoding) = (None, false, false);
+    let mut found = None;
+    for line in window.split(|&byte| byte == b'\n') {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0") {
+            (request_line, length, encoding) = (Some(line), false, false);
+        } else if line.is_empty() {
+            if length && encoding {
+                found = request_line.map(|line| String::from_utf8_lossy(line).into_owned());
+            }
+            request_line = None;
+        } else {
+            length |= starts_with(line, b"content-length");
+            encoding |= starts_with(line, b"transfer-encoding");
+        }
+    }
+    found
+}
+
+/// httparse takes a bare LF for a line's end, so two of them end a head as well.
+fn after_last_blank_line(window: &[u8]) -> &[u8] {
+    let mut end = window.len();
+    while let Some(newline) = memchr::memrchr(b'\n', &window[..end]) {
+        let before = &window[..newline];
+        if before.strip_suffix(b"\r").unwrap_or(before).ends_with(b"\n") {
+            return &window[newline + 1..];
+        }
+        end = newline;
+    }
+    window
+}
+
+fn starts_with(bytes: &[u8], lower: &[u8]) -> bool {
+    bytes.len() >= lower.len() && bytes[..lower.len()].eq_ignore_ascii_case(lower)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TWICE: &str =
+        "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTRANSFER-Encoding: chunked\r\n\r\n";
+
+    fn feed(stream: &str, size: usize, in_body: bool) -> Option<String> {
+        let mut framing = Framing::default();
+        stream.as_bytes().chunks(size).fold(None, |found, read| framing.feed(read, in_body).or(found))
+    }
+
+    #[test]
+    fn found_however_the_bytes_are_split() {
+        let pipelined = format!("GET / HTTP/1.1\r\nHost: a\r\n\r\n{TWICE}0\r\n\r\n");
+        let bare = TWICE.replace('\r', "");
+        let glued = format!("body of a post{TWICE}");
+        for stream in [TWICE, &pipelined, &bare, &glued] {
+            for size in 1..=stream.len() {
+                let found = feed(stream, size, stream == glued).unwrap_or_else(|| panic!("{size}: {stream}"));
+                assert!(found.ends_with("POST /x HTTP/1.1"), "{found}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_length_is_fine() {
+        for stream in [
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+            TWICE.replace("Content-Length: 3\r\n", ""),
+            TWICE.replace("TRANSFER-Encoding: chunked\r\n", ""),
+            format!("{}{}", TWICE.replace("TRANSFER-Encoding: chunked\r\n", ""), "abc"),
+            "GET / HTTP/1.1\r\nContent-Length: 0\r\n\r\nPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
+        ] {
+            for size in 1..=stream.len() {
+                assert_eq!(feed(&stream, size, false), None, "{size}: {stream}");
+            }
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Notices that the configuration file may have changed.
+//!
+//! The directory is watched, not the file: editors and `mv` replace it, and a Kubernetes ConfigMap
+//! swaps a symbolic link beside it. Changes are debounced; what is done about one is the server's business.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+
+/// Quiet time after the last event before a change is reported.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+
+pub struct Watch {
+    events: mpsc::UnboundedReceiver<()>,
+    /// Stops watching when dropped.
+    _watcher: RecommendedWatcher,
+}
+
+impl Watch {
+    pub fn new(file: &Path) -> notify::Result<Self> {
+        let directory = match file.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let (sender, events) = mpsc::unbounded_channel();
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Reading the file is an event too, and it is we who read it.
+            if event.is_ok_and(|event| !event.kind.is_access() || is_end_of_write(&event)) {
+                // The receiver is gone only when the process ends.
+                let _ = sender.send(());
+            }
+        })?;
+        watcher.watch(&directory, RecursiveMode::NonRecursive)?;
+        Ok(Self { events, _watcher: watcher })
+    }
+
+    /// Waits for a change in the directory, and for it to settle.
+    pub async fn changed(&mut self) {
+        if self.events.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+        while let Ok(Some(())) = tokio::time::timeout(DEBOUNCE, self.events.recv()).await {}
+    }
+}
+
+fn is_end_of_write(event: &notify::Event) -> bool {
+    use notify::event::{AccessKind, AccessMode, EventKind};
+    event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write))
+}

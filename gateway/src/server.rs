@@ -1,0 +1,210 @@
+//! Wires everything together: start, reload, drain.
+//!
+//! Runs on the main thread, beside the workers; nothing here is on a request's path.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::{io, net::TcpListener};
+
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::admin::{self, State};
+use crate::config::{self, Config};
+use crate::downstream::listener;
+use crate::metrics::Registry;
+use crate::reload::Watch;
+use crate::snapshot::{Current, Snapshot};
+use crate::worker::Worker;
+
+/// Why the gateway did not start, or stopped otherwise than asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Bind(#[from] listener::BindError),
+    #[error("cannot start a worker thread: {0}")]
+    Thread(io::Error),
+    #[error("worker {worker} failed: {source}")]
+    Worker { worker: usize, source: io::Error },
+    #[error("cannot set up signals and timers: {0}")]
+    Runtime(#[from] io::Error),
+}
+
+pub struct Server {
+    file: PathBuf,
+    current: Arc<Current>,
+    registry: Arc<Registry>,
+    state: Arc<State>,
+    drain: watch::Sender<bool>,
+    workers: Vec<JoinHandle<io::Result<()>>>,
+    metrics: TcpListener,
+}
+
+/// What a signal asks for.
+#[derive(PartialEq)]
+enum Asked {
+    Stop,
+    Reload,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Server {
+    /// Binds everything first, so that a taken port is an error and not half a gateway.
+    pub fn start(config: Config, file: &Path) -> Result<Self, Error> {
+        let count = config.workers.unwrap_or_else(default_workers);
+        let listeners = listener::bind(config.listen, count)?;
+        let metrics = listener::bind(config.metrics, NonZeroUsize::MIN)?.remove(0);
+        let registry = Registry::new(count.get());
+        let (listen, routes) = (config.listen, config.routes.len());
+        let current = Arc::new(ArcSwap::from_pointee(Snapshot::build(config, None, &registry)));
+        let state = State::new(current.clone(), registry.clone(), Box::new(Vec::new));
+        let (drain, draining) = watch::channel(false);
+        let bound = listeners[0].local_addr()?;
+        let workers = listeners.into_iter().enumerate().map(|(index, listener)| {
+            let (current, registry, drain) = (current.clone(), registry.clone(), draining.clone());
+            Worker { index, listener, current, registry, drain }.start()
+        });
+        let workers = workers.collect::<io::Result<_>>().map_err(Error::Thread)?;
+        tracing::info!(%listen, %bound, metrics = %metrics.local_addr()?, workers = count, routes, "ready");
+        Ok(Self { file: file.to_owned(), current, registry, state, drain, workers, metrics })
+    }
+
+    /// Serves until a signal ends it.
+    pub fn run(self) -> Result<(), Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(self.control())
+    }
+
+    async fn control(self) -> Result<(), Error> {
+        let mut signals = Signals::new()?;
+        let metrics = tokio::net::TcpListener::from_std(self.metrics.try_clone()?)?;
+        let admin = tokio::spawn(admin::serve(self.state.clone(), metrics));
+        let mut watch = Watch::new(&self.file)
+            .inspect_err(|error| {
+                tracing::warn!(%error, file = %self.file.display(), "cannot watch the configuration; reload with SIGHUP");
+            })
+            .ok();
+        let mut loaded = read(&self.file);
+        loop {
+            tokio::select! {
+                asked = signals.next() => {
+                    if asked == Asked::Stop {
+                        break;
+                    }
+                    loaded = read(&self.file);
+                    self.reload();
+                }
+                () = changed(&mut watch) => {
+                    // Other files live in the directory too: only new content is a change.
+                    let content = read(&self.file);
+                    if content != loaded {
+                        loaded = content;
+                        self.reload();
+                    }
+                }
+            }
+        }
+        let drained = self.drain(&mut signals).await;
+        admin.abort();
+        drained
+    }
+
+    /// Validates, builds, swaps; an error leaves what is in force as it is.
+    fn reload(&self) {
+        let before = self.current.load_full();
+        let fixed = |config: &Config| (config.listen, config.metrics, config.workers);
+        let loaded = config::load(&self.file).map_err(|error| error.to_string()).and_then(|config| {
+            if fixed(&config) == fixed(&before.config) {
+                Ok(config)
+            } else {
+                Err("listen_addr, metrics_addr and workers change with a restart only".to_owned())
+            }
+        });
+        let reloads = &self.registry.reloads;
+        match loaded {
+            Ok(config) => {
+                let next = Arc::new(Snapshot::build(config, Some(&before), &self.registry));
+                let (generation, routes) = (next.generation, next.routes.len());
+                self.current.store(next.clone());
+                next.forget_others(&self.registry);
+                self.state.set_reload_error(None);
+                reloads.succeeded.add(1);
+                tracing::info!(generation, routes, "configuration reloaded");
+            }
+            Err(error) => {
+                reloads.failed.add(1);
+                tracing::error!(%error, "configuration refused; the one in force stays");
+                self.state.set_reload_error(Some(error));
+            }
+        }
+    }
+
+    async fn drain(self, signals: &mut Signals) -> Result<(), Error> {
+        tracing::info!("draining; a second signal ends at once");
+        self.state.draining.store(true, Ordering::Relaxed);
+        let _ = self.drain.send(true);
+        let workers = self.workers;
+        let mut joined = tokio::task::spawn_blocking(move || {
+            for (worker, thread) in workers.into_iter().enumerate() {
+                let ended = thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")));
+                ended.map_err(|source| Error::Worker { worker, source })?;
+            }
+            Ok(())
+        });
+        loop {
+            tokio::select! {
+                ended = &mut joined => {
+                    return ended.unwrap_or_else(|error| Err(Error::Thread(io::Error::other(error))));
+                }
+                asked = signals.next() => if asked == Asked::Stop {
+                    // The threads end with the process; nobody waits for them.
+                    std::process::exit(0);
+                }
+            }
+        }
+    }
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+}
+
+async fn changed(watch: &mut Option<Watch>) {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The file's content, to tell a change from an event; unreadable counts as empty.
+fn read(file: &Path) -> Vec<u8> {
+    std::fs::read(file).unwrap_or_default()
+}
+
+/// What affinity and cgroup quota allow.
+fn default_workers() -> NonZeroUsize {
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
