@@ -16,7 +16,7 @@ fn main() {
     }
     // The variant that logs is for development; a release never carries it.
     let debug = env::var("PROFILE").is_ok_and(|profile| profile == "debug");
-    let object = if debug && is_newer(&logging, &release) { logging } else { release };
+    let object = if debug && logging.is_file() { logging } else { release };
     let embedded = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("gateway-ebpf");
     if object.is_file() {
         fs::copy(&object, &embedded).expect("the object can be copied");
@@ -31,9 +31,4 @@ fn main() {
 /// that it watches is missing.
 fn watched(object: &Path) -> &Path {
     object.ancestors().find(|path| path.exists()).unwrap_or(object)
-}
-
-fn is_newer(one: &Path, other: &Path) -> bool {
-    let modified = |path: &Path| fs::metadata(path).and_then(|object| object.modified()).ok();
-    modified(one) > modified(other)
 }

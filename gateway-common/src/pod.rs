@@ -6,7 +6,7 @@ use aya::Pod;
 
 use crate::addr::Address;
 use crate::counters::Count;
-use crate::policy::{Bucket, Listener, Policy, Rule, Source};
+use crate::policy::{Bucket, Holder, Listener, Policy, Rule, Source};
 
 // SAFETY: one array of bytes, so neither padding nor an invalid value.
 unsafe impl Pod for Address {}
@@ -16,7 +16,9 @@ unsafe impl Pod for Count {}
 unsafe impl Pod for Bucket {}
 // SAFETY: repr(C), integers and bytes; `policy` asserts that their sizes add up to the whole.
 unsafe impl Pod for Listener {}
-// SAFETY: as `Listener`, with its padding spelled out as a field.
+// SAFETY: as `Listener`.
+unsafe impl Pod for Holder {}
+// SAFETY: as `Listener`.
 unsafe impl Pod for Policy {}
 // SAFETY: repr(C), one word.
 unsafe impl Pod for Rule {}

@@ -28,8 +28,8 @@ pub struct Policy {
     pub ipv6_mask: Address,
     /// `MONITOR`, `HAS_ALLOW`, `HAS_DENY`.
     pub flags: u32,
-    /// Fills the struct; the kernel refuses to see uninitialised bytes. Zero.
-    pub padding: u32,
+    /// Counts the budgets of this process: a new one starts every source with a full bucket.
+    pub epoch: u32,
 }
 
 /// A place where the gateway listens, in one slot.
@@ -59,6 +59,16 @@ pub struct Source {
 pub struct Rule {
     /// Its place in the configuration's list.
     pub index: u32,
+}
+
+/// Whose bucket it is. What a source owes under one budget says nothing under the next, so the epoch is
+/// part of the key: after a change the old entries are simply never asked for again.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Holder {
+    /// An IPv4 address, or an IPv6 one cut to the policy's mask.
+    pub address: Address,
+    pub epoch: u32,
 }
 
 /// A source's word of [`Budget`]; an absent one is a full bucket.
@@ -96,4 +106,5 @@ impl Source {
 // Map keys are compared as bytes: a layout with holes would compare noise.
 const _: () = assert!(size_of::<Policy>() == 8 + 16 + 16 + 4 + 4);
 const _: () = assert!(size_of::<Listener>() == 4 + 16 + 2 + 2);
+const _: () = assert!(size_of::<Holder>() == 16 + 4);
 const _: () = assert!(size_of::<Source>() * 8 == Source::BITS as usize);

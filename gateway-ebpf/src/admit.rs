@@ -2,7 +2,7 @@
 //!
 //! Called once per request by `judge`. It knows neither packets nor hooks.
 
-use gateway_common::policy::{HAS_ALLOW, HAS_DENY, Policy, Source};
+use gateway_common::policy::{HAS_ALLOW, HAS_DENY, Holder, Policy, Source};
 use gateway_common::{Family, Verdict};
 
 use crate::maps;
@@ -21,9 +21,10 @@ pub fn admit(slot: u32, policy: &Policy, request: &Request) -> Verdict {
     if policy.has(HAS_DENY) && maps::denies(source) {
         return Verdict::Denied;
     }
-    let key = match request.family {
+    let address = match request.family {
         Family::Ipv6 => request.source.masked(&policy.ipv6_mask),
         Family::Ipv4 | Family::Other => request.source,
     };
-    if maps::take(&policy.budget, key) { Verdict::Pass } else { Verdict::OverBudget }
+    let holder = Holder { address, epoch: policy.epoch };
+    if maps::take(&policy.budget, holder) { Verdict::Pass } else { Verdict::OverBudget }
 }

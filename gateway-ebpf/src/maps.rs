@@ -13,7 +13,7 @@ use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use gateway_common::limit::Budget;
 use gateway_common::maps::{MAX_LISTENERS, MAX_NETWORKS, MAX_SOURCES};
-use gateway_common::policy::{Bucket, Listener, Policy, Rule, SLOTS, Source};
+use gateway_common::policy::{Bucket, Holder, Listener, Policy, Rule, SLOTS, Source};
 use gateway_common::{Address, Count, Family, Verdict, counters};
 
 /// 0 → the slot in force. Userspace flips it once a reload.
@@ -36,10 +36,10 @@ static ALLOW: LpmTrie<Source, Rule, MAX_NETWORKS> = LpmTrie::new();
 #[btf_map]
 static DENY: LpmTrie<Source, Rule, MAX_NETWORKS> = LpmTrie::new();
 
-/// Source → when its bucket is full again. The kernel half alone writes it; forgetting a source that
+/// Source and epoch → when its bucket is full again. The kernel half alone writes it; forgetting a source that
 /// has been quiet forgets nothing, since an absent bucket is a full one.
 #[btf_map]
-static BUCKET: LruHashMap<Address, Bucket, MAX_SOURCES> = LruHashMap::new();
+static BUCKET: LruHashMap<Holder, Bucket, MAX_SOURCES> = LruHashMap::new();
 
 /// Verdict × family → packets and bytes, each CPU its own. The kernel half writes, userspace sums.
 #[btf_map]
@@ -74,7 +74,7 @@ pub fn denies(source: Source) -> bool {
 
 /// Takes one connection from a source's bucket; `false` when it holds none.
 #[inline(always)]
-pub fn take(budget: &Budget, source: Address) -> bool {
+pub fn take(budget: &Budget, source: Holder) -> bool {
     // SAFETY: a helper without arguments. Its 4 ms grain is far below any sensible burst.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     if let Some(bucket) = BUCKET.get_ptr_mut(source) {

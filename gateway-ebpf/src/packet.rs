@@ -66,7 +66,9 @@ pub fn parse(frame: &impl Frame) -> Result<Request, Unjudged> {
     let mut offset = ETHERNET_BYTES;
     for _ in 0..MAX_VLAN_TAGS {
         if ethertype == ETHER_VLAN || ethertype == ETHER_QINQ {
-            let Some([_, _, high, low]) = frame.read::<4>(offset) else { return Err(Family::Other.malformed()) };
+            let Some([_, _, high, low]) = frame.read::<4>(offset) else {
+                return Err(Family::Other.malformed());
+            };
             ethertype = u16::from_be_bytes([high, low]);
             offset += 4;
         }
@@ -82,8 +84,28 @@ pub fn parse(frame: &impl Frame) -> Result<Request, Unjudged> {
 fn ipv4(frame: &impl Frame, offset: usize) -> Result<Request, Unjudged> {
     let family = Family::Ipv4;
     let Some(header) = frame.read::<IPV4_BYTES>(offset) else { return Err(family.malformed()) };
-    let [version_length, _, _, _, _, _, flags_high, fragment_low, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
-        header;
+    let [
+        version_length,
+        _,
+        _,
+        _,
+        _,
+        _,
+        flags_high,
+        fragment_low,
+        _,
+        protocol,
+        _,
+        _,
+        s0,
+        s1,
+        s2,
+        s3,
+        d0,
+        d1,
+        d2,
+        d3,
+    ] = header;
     let words = version_length & 0x0f;
     if version_length >> 4 != 4 || words < 5 {
         return Err(family.malformed());

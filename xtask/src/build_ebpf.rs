@@ -37,7 +37,8 @@ const DEBIAN_PACKAGES: [&str; 5] =
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 /// What the object is made of; a change in any of them makes it stale.
-const SOURCES: [&str; 4] = ["gateway-ebpf/src", "gateway-ebpf/Cargo.toml", "gateway-ebpf/Cargo.lock", "gateway-common"];
+const SOURCES: [&str; 4] =
+    ["gateway-ebpf/src", "gateway-ebpf/Cargo.toml", "gateway-ebpf/Cargo.lock", "gateway-common"];
 
 /// A compiler that can make BPF code here.
 enum Toolchain {
@@ -51,7 +52,13 @@ enum Toolchain {
 pub fn run(args: &Args) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies inside the workspace")?;
     let profile = if args.debug { "debug" } else { "release" };
-    let object = root.join("gateway-ebpf/target").join(TARGET).join(profile).join("gateway-ebpf");
+    let folder = root.join("gateway-ebpf/target").join(TARGET);
+    let object = folder.join(profile).join("gateway-ebpf");
+    let logging = folder.join("debug/gateway-ebpf");
+    if !args.debug && logging.is_file() {
+        // Development builds of the gateway embed it while it is there.
+        fs::remove_file(&logging)?;
+    }
     if !args.force && is_fresh(root, &object)? {
         println!("the eBPF object is newer than its sources: {}", object.display());
         return Ok(object);
@@ -88,7 +95,10 @@ fn compile(root: &Path, toolchain: &Toolchain, linker: &Path, debug: bool) -> Re
     // The manifest's folder, so that the object lies where the gateway's build script looks for it
     // whatever target directory the caller has chosen for the workspace.
     let folder = root.join("gateway-ebpf");
-    cargo.args(["--locked", "--target", TARGET, "--target-dir"]).arg(folder.join("target")).current_dir(&folder);
+    cargo
+        .args(["--locked", "--target", TARGET, "--target-dir"])
+        .arg(folder.join("target"))
+        .current_dir(&folder);
     let flags = format!("-C linker={} -C debuginfo=2 -C link-arg=--btf", linker.display());
     cargo.env("RUSTFLAGS", flags);
     exec(&mut cargo)
@@ -110,18 +120,15 @@ fn toolchain() -> Option<Toolchain> {
 /// `bpf-linker` on the PATH or where `cargo install` puts it.
 fn linker() -> Option<PathBuf> {
     let installed = env::var_os("CARGO_HOME").map(PathBuf::from);
-    let installed = installed.or_else(|| env::home_dir().map(|home| home.join(".cargo"))).map(|home| home.join("bin"));
+    let installed =
+        installed.or_else(|| env::home_dir().map(|home| home.join(".cargo"))).map(|home| home.join("bin"));
     let path = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths(&path).chain(installed).map(|folder| folder.join("bpf-linker"));
     found.into_iter().find(|program| program.is_file())
 }
 
 /// Installs what is missing: the compiler from Debian's archive, the linker by cargo.
-fn install(
-    toolchain: Option<Toolchain>,
-    linker: Option<PathBuf>,
-    yes: bool,
-) -> Result<(Toolchain, PathBuf)> {
+fn install(toolchain: Option<Toolchain>, linker: Option<PathBuf>, yes: bool) -> Result<(Toolchain, PathBuf)> {
     let mut steps = Vec::new();
     let debian = !matches!(toolchain, Some(Toolchain::Nightly));
     let compiler = toolchain.is_none();
@@ -131,11 +138,18 @@ fn install(
     if linker.is_none() {
         steps.push(linker_install(debian));
     }
-    println!("The kernel half needs a compiler for {TARGET} and bpf-linker. Missing here; this installs them:");
+    println!(
+        "The kernel half needs a compiler for {TARGET} and bpf-linker. Missing here; this installs them:"
+    );
     steps.iter().for_each(|step| println!("    {}", shown(step)));
     if compiler {
-        println!("(With rustup and its sources at hand, `rustup toolchain install nightly -c rust-src` serves too.)");
-        ensure!(which("apt-get"), "no apt-get here: install one of the toolchains of docs/datapath.md by hand");
+        println!(
+            "(With rustup and its sources at hand, `rustup toolchain install nightly -c rust-src` serves too.)"
+        );
+        ensure!(
+            which("apt-get"),
+            "no apt-get here: install one of the toolchains of docs/datapath.md by hand"
+        );
     }
     if !yes && !confirmed()? {
         bail!("nothing installed: run the commands above, or `cargo xtask build-ebpf --yes`");
@@ -147,7 +161,8 @@ fn install(
             exec(&mut step)?;
         }
     }
-    let toolchain = self::toolchain().context("the packages are installed, yet no compiler here has BPF's `core`")?;
+    let toolchain =
+        self::toolchain().context("the packages are installed, yet no compiler here has BPF's `core`")?;
     let linker = self::linker().context("bpf-linker is installed, yet not in cargo's bin folder")?;
     Ok((toolchain, linker))
 }
@@ -238,7 +253,8 @@ fn is_fresh(root: &Path, object: &Path) -> Result<bool> {
 
 /// The latest modification of a file, or of any file below a folder.
 fn newest(path: &Path) -> Result<SystemTime> {
-    let found = fs::metadata(path).with_context(|| format!("no source of the kernel half at {}", path.display()))?;
+    let found =
+        fs::metadata(path).with_context(|| format!("no source of the kernel half at {}", path.display()))?;
     let mut latest = found.modified()?;
     if found.is_dir() {
         for entry in fs::read_dir(path)? {

@@ -53,7 +53,10 @@ impl Error {
                 let log = verifier_log.to_string();
                 tracing::debug!(program, %log, "verifier");
                 let told = |line: &&str| !line.trim().is_empty() && !line.starts_with("processed ");
-                format!("{io_error}: {}", log.lines().rev().find(told).unwrap_or("the verifier gave no reason"))
+                format!(
+                    "{io_error}: {}",
+                    log.lines().rev().find(told).unwrap_or("the verifier gave no reason")
+                )
             }
             other => chain(other),
         };
@@ -62,7 +65,9 @@ impl Error {
 
     /// What the kernel's EPERM means although the process seems to hold the capabilities.
     pub(super) fn no_permission() -> Self {
-        Self::Capability { missing: "capabilities that this container or user namespace withholds".to_owned() }
+        Self::Capability {
+            missing: "capabilities that this container or user namespace withholds".to_owned(),
+        }
     }
 }
 

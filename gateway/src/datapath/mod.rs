@@ -51,8 +51,9 @@ impl Datapath {
         Ok(Self { bpf, slots, links: Vec::new() })
     }
 
-    /// Puts another policy in force, for all packets from one moment on. Buckets keep what they hold;
-    /// interfaces and mode stay as they were. On an error the old policy stays in force.
+    /// Puts another policy in force, for all packets from one moment on. Buckets keep what they hold
+    /// unless the budget changed, which fills them; interfaces and mode stay as they were. On an error
+    /// the old policy stays in force.
     pub fn apply(&mut self, config: &Kernel, listeners: &[SocketAddr]) -> Result<(), Error> {
         self.slots.apply(&mut self.bpf, config, listeners)
     }

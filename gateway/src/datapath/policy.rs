@@ -26,6 +26,7 @@ const TCP: u16 = 6;
 pub struct Slots {
     in_force: u32,
     generation: u64,
+    epoch: u32,
     config: Kernel,
     listeners: Vec<SocketAddr>,
     host: BTreeSet<IpAddr>,
@@ -36,7 +37,8 @@ impl Slots {
     pub fn start(bpf: &mut Ebpf, config: &Kernel, listeners: &[SocketAddr]) -> Result<Self, Error> {
         let host = hosts::addresses().map_err(Error::Addresses)?;
         let config = config.clone();
-        let mut slots = Self { in_force: 1, generation: 0, config, listeners: listeners.to_vec(), host };
+        let mut slots =
+            Self { in_force: 1, generation: 0, epoch: 0, config, listeners: listeners.to_vec(), host };
         let (config, host) = (slots.config.clone(), slots.host.clone());
         slots.write(bpf, config, listeners, host)?;
         Ok(slots)
@@ -78,11 +80,15 @@ impl Slots {
         write_listeners(bpf, slot, &places)?;
         write_networks(bpf, ALLOW, slot, &config.allow)?;
         write_networks(bpf, DENY, slot, &config.deny)?;
-        let policy = policy(&config, self.generation + 1);
+        let budget =
+            |config: &Kernel| (config.connections_per_second, config.connection_burst, config.ipv6_prefix);
+        let epoch = self.epoch.wrapping_add((budget(&config) != budget(&self.config)).into());
+        let policy = policy(&config, self.generation + 1, epoch);
         array(bpf, POLICY)?.set(slot, policy, 0).map_err(Error::map(POLICY))?;
         array(bpf, SELECTOR)?.set(0, slot, 0).map_err(Error::map(SELECTOR))?;
         self.in_force = slot;
         self.generation = policy.generation;
+        self.epoch = epoch;
         self.config = config;
         self.listeners = listeners.to_vec();
         self.host = host;
@@ -94,14 +100,18 @@ impl Slots {
     }
 }
 
-fn policy(config: &Kernel, generation: u64) -> Policy {
-    let flags = [(config.monitor, MONITOR), (!config.allow.is_empty(), HAS_ALLOW), (!config.deny.is_empty(), HAS_DENY)];
+fn policy(config: &Kernel, generation: u64, epoch: u32) -> Policy {
+    let flags = [
+        (config.monitor, MONITOR),
+        (!config.allow.is_empty(), HAS_ALLOW),
+        (!config.deny.is_empty(), HAS_DENY),
+    ];
     Policy {
         generation,
         budget: Budget::new(config.connections_per_second, config.connection_burst),
         ipv6_mask: Address::mask(config.ipv6_prefix),
         flags: flags.into_iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag),
-        padding: 0,
+        epoch,
     }
 }
 
@@ -109,7 +119,11 @@ fn policy(config: &Kernel, generation: u64) -> Policy {
 fn write_listeners(bpf: &mut Ebpf, slot: u32, places: &BTreeMap<SocketAddr, u32>) -> Result<(), Error> {
     let failed = Error::map(LISTENERS);
     let mut map = HashMap::<_, Listener, u32>::try_from(map_mut(bpf, LISTENERS)?).map_err(&failed)?;
-    let old: Vec<Listener> = map.keys().filter(|key| !matches!(key, Ok(key) if key.slot != slot)).collect::<Result<_, _>>().map_err(&failed)?;
+    let old: Vec<Listener> = map
+        .keys()
+        .filter(|key| !matches!(key, Ok(key) if key.slot != slot))
+        .collect::<Result<_, _>>()
+        .map_err(&failed)?;
     for key in old {
         map.remove(&key).map_err(&failed)?;
     }

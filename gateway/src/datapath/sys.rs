@@ -59,8 +59,9 @@ pub fn link_create(
 /// Whether this kernel answers bpf(2) at all, privileges aside.
 pub fn probe() -> io::Result<()> {
     // SAFETY: no attributes, so nothing is read; a kernel with BPF refuses that with EINVAL or EPERM.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, ptr::null::<libc::c_void>(), 0 as libc::c_uint) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, ptr::null::<libc::c_void>(), 0 as libc::c_uint)
+    };
     match checked(result) {
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Err(error),
         Ok(_) | Err(_) => Ok(()),
