@@ -26,6 +26,12 @@ struct Arguments {
     /// Configuration; without it config/gateway.json, then /etc/gateway/gateway.json.
     #[arg(long, short, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Attach the kernel half to this interface, besides those of the configuration; may be repeated.
+    #[arg(long, global = true, value_name = "NAME")]
+    iface: Vec<String>,
+    /// Leave the kernel half off, whatever the configuration says.
+    #[arg(long, global = true, conflicts_with = "iface")]
+    no_kernel: bool,
 }
 
 #[derive(Subcommand)]
@@ -47,7 +53,7 @@ fn main() -> ExitCode {
         );
         return UNREADABLE_CONFIG.into();
     };
-    let config = match config::load(&file) {
+    let mut config = match config::load(&file) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("{error}");
@@ -58,6 +64,10 @@ fn main() -> ExitCode {
             .into();
         }
     };
+    config.kernel.interfaces.extend(arguments.iface);
+    if arguments.no_kernel {
+        config.kernel.interfaces.clear();
+    }
     match arguments.verb.unwrap_or(Verb::Run) {
         Verb::Run => run(config, &file),
         Verb::Check => {
