@@ -202,7 +202,7 @@ fn idles(
     count: usize,
     origin: &mut Origin,
 ) -> Result<Rounds, RunError> {
-    allow_descriptors(count as u64 * 2 + 512)?;
+    allow_descriptors(count as u64 + 512)?;
     let mut rounds = Rounds::new(scenario);
     let request = Exchange::Small.request(load::Reuse::Keepalive);
     for system in proxies(plan) {

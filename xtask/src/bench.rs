@@ -1,0 +1,22 @@
+//! `cargo xtask bench`: builds the gateway and the bench as they are shipped, and hands over to the bench.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::exec::{cargo, exec, root, target_dir};
+
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub struct Args {
+    /// The bench's own arguments; `--help` lists them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    // Two builds: together, the bench's features of shared crates would find their way into the gateway.
+    exec(&mut cargo(&["build", "--release", "--package", "gateway"]))?;
+    exec(&mut cargo(&["build", "--release", "--package", "bench"]))?;
+    exec(Command::new(target_dir().join("release/bench")).args(&args.args).current_dir(root()))
+}
