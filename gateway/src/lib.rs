@@ -6,6 +6,7 @@ pub mod admin;
 pub mod config;
 pub mod downstream;
 pub mod metrics;
+pub mod mute;
 pub mod path;
 pub mod proxy;
 pub mod reload;

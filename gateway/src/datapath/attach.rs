@@ -10,8 +10,8 @@ use aya::Ebpf;
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 
 use super::error::Error;
+use super::program::{Entry, Program};
 use super::sys::{self, LinkType};
-use super::trial::{Entry, program};
 use crate::config::KernelMode;
 
 /// Where and how the kernel half is attached.
@@ -92,7 +92,7 @@ pub fn attach(bpf: &mut Ebpf, interface: &str, mode: KernelMode) -> Result<Link,
     let index = index(interface)?;
     let mut reasons = Vec::new();
     for &hook in hooks {
-        let program = program(bpf, hook.entry())?;
+        let program = Program::load(bpf, hook.entry())?;
         match hook.create(program.as_fd(), index) {
             Ok(link) => {
                 let attachment = Attachment { interface: interface.to_owned(), hook };

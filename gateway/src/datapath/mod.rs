@@ -10,8 +10,8 @@ mod error;
 mod hosts;
 mod object;
 mod policy;
+mod program;
 pub mod sys;
-mod trial;
 
 use std::net::SocketAddr;
 
@@ -21,7 +21,7 @@ pub use attach::{Attachment, Hook};
 pub use counters::Counters;
 pub use error::Error;
 pub use hosts::AddressChanges;
-pub use trial::{Entry, Trial};
+pub use program::{Entry, Program, Trial};
 
 use crate::config::Kernel;
 use policy::Slots;
@@ -73,9 +73,8 @@ impl Datapath {
         counters::read(&self.bpf)
     }
 
-    /// Runs one frame through an entry point `repeat` times without any interface, as tests and
-    /// measurements do. It is judged by the policy in force, charged and counted like any other.
-    pub fn trial(&mut self, entry: Entry, frame: &[u8], repeat: u32) -> Result<Trial, Error> {
-        trial::run(&mut self.bpf, entry, frame, repeat)
+    /// An entry point by itself, to run frames through without any interface.
+    pub fn program(&mut self, entry: Entry) -> Result<Program, Error> {
+        Program::load(&mut self.bpf, entry)
     }
 }

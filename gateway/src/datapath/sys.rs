@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
+use std::time::Duration;
 
 /// What a link ties a program to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,7 @@ pub enum LinkType {
 }
 
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_XDP: u32 = 37;
 const BPF_TCX_INGRESS: u32 = 46;
@@ -32,6 +34,19 @@ struct LinkCreate {
     attach_type: u32,
     flags: u32,
     tail: [u64; 2],
+}
+
+/// The part of `union bpf_attr` that BPF_PROG_TEST_RUN needs.
+#[repr(C)]
+struct TestRun {
+    program: u32,
+    answer: u32,
+    size_in: u32,
+    size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration_ns: u32,
 }
 
 /// Attaches a loaded program to an interface; closing the descriptor detaches it.
@@ -54,6 +69,27 @@ pub fn link_create(
     let descriptor = checked(result)?;
     // SAFETY: the kernel just opened it for us and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Runs a loaded program over `frame`: its last answer and the mean time of one run.
+pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io::Result<(u32, Duration)> {
+    let mut attributes = TestRun {
+        program: program.as_raw_fd().cast_unsigned(),
+        answer: 0,
+        size_in: u32::try_from(frame.len()).map_err(io::Error::other)?,
+        size_out: 0,
+        data_in: frame.as_ptr() as u64,
+        data_out: 0,
+        repeat,
+        duration_ns: 0,
+    };
+    // SAFETY: attributes and frame live until the call returns; the kernel reads the frame and writes back
+    // no more of the attributes than the size says.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attributes, size_of::<TestRun>())
+    };
+    checked(result)?;
+    Ok((attributes.answer, Duration::from_nanos(attributes.duration_ns.into())))
 }
 
 /// Whether this kernel answers bpf(2) at all, privileges aside.

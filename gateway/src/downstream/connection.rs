@@ -44,13 +44,9 @@ enum End {
 pub async fn serve(proxy: Rc<Proxy>, warm: Rc<Warm>, stream: TcpStream, peer: SocketAddr) {
     let Ok(local) = stream.local_addr() else { return };
     let header_read = proxy.local().snapshot.config.timeouts.header_read;
-    let client = Client::new(peer, local, &proxy.wheel, header_read);
+    let task = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+    let client = Client::new(peer, local, &proxy.wheel, header_read, &task);
     let io = Io::new(stream, client.clone());
-    poll_fn(|cx| {
-        client.timer.register(cx.waker());
-        Poll::Ready(())
-    })
-    .await;
     client.timer.arm(client.timer.now().plus(header_read));
     let cells = &proxy.registry.workers[proxy.worker];
     cells.open.add(1);

@@ -118,20 +118,21 @@ impl http_body::Body for Body {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        _: &mut Context<'_>,
     ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
         let this = &mut *self;
         let frame = match &mut this.source {
             Source::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Source::Upstream { body, lease } => {
-                let mut polled = Pin::new(&mut *body).poll_frame(cx);
-                if polled.is_pending()
-                    && let Some(lease) = lease
-                {
-                    lease.poll_driver(cx);
-                    polled = Pin::new(body).poll_frame(cx);
-                }
-                ready!(polled)
+                let mute = &this.exchange.client().mute;
+                ready!(mute.poll(|cx| {
+                    let polled = Pin::new(&mut *body).poll_frame(cx);
+                    match lease {
+                        Some(lease) if polled.is_pending() => lease.poll_driver(cx),
+                        _ => return polled,
+                    }
+                    Pin::new(&mut *body).poll_frame(cx)
+                }))
             }
         };
         match &frame {

@@ -5,11 +5,13 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::task::Waker;
 use std::time::Duration;
 
 use http::HeaderValue;
 use ipnet::IpNet;
 
+use crate::mute::Mute;
 use crate::timer::{Timer, Wheel};
 
 /// Where a connection is between two requests' ends.
@@ -29,6 +31,8 @@ pub struct Client {
     pub peer: SocketAddr,
     pub local: SocketAddr,
     pub timer: Timer,
+    /// The connection's task, for what is polled inside it.
+    pub mute: Mute,
     pub phase: Cell<Phase>,
     /// How long a head may take; the snapshot in force sets it with each request.
     pub header_read: Cell<Duration>,
@@ -40,11 +44,20 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(peer: SocketAddr, local: SocketAddr, wheel: &Rc<Wheel>, header_read: Duration) -> Rc<Self> {
+    pub fn new(
+        peer: SocketAddr,
+        local: SocketAddr,
+        wheel: &Rc<Wheel>,
+        header_read: Duration,
+        task: &Waker,
+    ) -> Rc<Self> {
+        let timer = Timer::new(wheel);
+        timer.register(task);
         Rc::new(Self {
             peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
             local: SocketAddr::new(local.ip().to_canonical(), local.port()),
-            timer: Timer::new(wheel),
+            timer,
+            mute: Mute::new(task.clone()),
             phase: Cell::new(Phase::Idle),
             header_read: Cell::new(header_read),
             framed_twice: RefCell::default(),

@@ -5,7 +5,7 @@
 //! new connection, so nobody sees a 502 for it.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -20,6 +20,8 @@ use crate::config::Timeouts;
 use crate::timer::Tick;
 use crate::upstream::SendError;
 
+/// More fields than the configuration admits, and those the gateway adds.
+const MAX_HEADERS: usize = 1024;
 /// A request that cannot be repeated goes over a connection used this recently, or over a new one:
 /// servers do not close those, so the race is all but excluded.
 const FRESH: Duration = Duration::from_secs(1);
@@ -38,22 +40,22 @@ pub async fn send(
         Some(lease) => lease,
         None => connect(pool, client, timeouts, deadline).await?,
     };
-    let spare = (lease.reused() && repeatable).then(|| copy(&request));
-    let failed = match attempt(&mut lease, client, deadline, request).await? {
+    let keep = lease.reused() && repeatable;
+    let failed = match attempt(&mut lease, client, deadline, request, keep).await? {
         Ok(response) => return Ok((response, lease)),
         Err(failed) => failed,
     };
-    let closed_unnoticed = lease.reused() && !failed.answered;
-    drop(lease);
+    let closed_unnoticed = keep && !failed.answered;
     let again = match failed.unsent {
         Some(request) => *request,
-        None => spare.filter(|_| closed_unnoticed).ok_or_else(|| failure(failed.error))?,
+        None if closed_unnoticed => rebuild(&lease.sent()).ok_or_else(|| failure(failed.error))?,
+        None => return Err(failure(failed.error)),
     };
+    drop(lease);
     pool.count_retry();
     let mut lease = connect(pool, client, timeouts, deadline).await?;
-    let response =
-        attempt(&mut lease, client, deadline, again).await?.map_err(|failed| failure(failed.error))?;
-    Ok((response, lease))
+    let response = attempt(&mut lease, client, deadline, again, false).await?;
+    Ok((response.map_err(|failed| failure(failed.error))?, lease))
 }
 
 async fn connect(
@@ -64,7 +66,7 @@ async fn connect(
 ) -> Result<Lease, Failure> {
     let now = client.timer.now();
     let limit = deadline.min(now.plus(timeouts.connect));
-    let connected = until(client, limit, "connect", pool.connect(now)).await?;
+    let connected = until(client, limit, "connect", pin!(pool.connect(now))).await?;
     connected.map_err(|error| Failure::Connect(error.to_string()))
 }
 
@@ -73,9 +75,10 @@ async fn attempt(
     client: &Client,
     deadline: Tick,
     request: Request<RequestBody>,
+    keep: bool,
 ) -> Result<Result<Response<Incoming>, SendError<RequestBody>>, Failure> {
     let interim = |heads: Vec<u8>| client.interim.borrow_mut().extend_from_slice(&heads);
-    until(client, deadline, "response", lease.send(request, interim)).await
+    until(client, deadline, "response", pin!(lease.send(request, keep, &client.mute, interim))).await
 }
 
 /// Polls `future` until the connection's clock passes `limit`.
@@ -83,10 +86,9 @@ async fn until<F: Future>(
     client: &Client,
     limit: Tick,
     phase: &'static str,
-    future: F,
+    mut future: Pin<&mut F>,
 ) -> Result<F::Output, Failure> {
     client.timer.arm(limit);
-    let mut future = pin!(future);
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Ok(output)),
         Poll::Pending if client.timer.now() >= limit => Poll::Ready(Err(Failure::Timeout(phase))),
@@ -95,12 +97,18 @@ async fn until<F: Future>(
     .await
 }
 
-fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut copy = Request::new(RequestBody::Empty);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    copy
+/// The request without a body whose head hyper wrote as `head`.
+fn rebuild(head: &[u8]) -> Option<Request<RequestBody>> {
+    let mut fields = vec![httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = httparse::Request::new(&mut fields);
+    if !parsed.parse(head).ok()?.is_complete() {
+        return None;
+    }
+    let mut request = Request::builder().method(parsed.method?).uri(parsed.path?);
+    for field in parsed.headers.iter() {
+        request = request.header(field.name, field.value);
+    }
+    request.body(RequestBody::Empty).ok()
 }
 
 fn failure(error: hyper::Error) -> Failure {

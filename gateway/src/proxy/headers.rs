@@ -126,12 +126,13 @@ fn accepts_trailers(te: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::timer::Wheel;
+    use std::task::Waker;
     use std::time::{Duration, Instant};
 
     /// `fields` as `name: value` lines through `toward_upstream`, sorted.
     fn up(fields: &str, trusted: bool) -> String {
         let peer = "192.0.2.7:4000".parse().unwrap();
-        let client = Client::new(peer, peer, &Wheel::new(Instant::now()), Duration::ZERO);
+        let client = Client::new(peer, peer, &Wheel::new(Instant::now()), Duration::ZERO, Waker::noop());
         let mut headers = HeaderMap::new();
         for line in fields.lines() {
             let (name, value) = line.split_once(": ").unwrap();

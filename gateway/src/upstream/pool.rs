@@ -5,7 +5,7 @@
 //! by nobody; it is looked at when it is checked out and by the worker's sweep.
 
 use std::cell::RefCell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -25,6 +25,7 @@ use tokio::net::TcpStream;
 use super::Endpoint;
 use super::wire::{Watch, Wire};
 use crate::metrics;
+use crate::mute::Mute;
 use crate::timer::Tick;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -211,31 +212,44 @@ where
         self.reused
     }
 
-    /// Sends `request` and waits for the response's head. `interim` gets what arrives before it.
-    pub async fn send(
+    /// Sends `request` and waits for the response's head. `interim` gets what arrives before it;
+    /// `keep`: the request's bytes are kept for [`Lease::sent`].
+    pub fn send(
         &mut self,
         request: Request<B>,
+        keep: bool,
+        mute: &Mute,
         interim: impl Fn(Vec<u8>),
-    ) -> Result<Response<Incoming>, SendError<B>> {
+    ) -> impl Future<Output = Result<Response<Incoming>, SendError<B>>> {
         let stream = self.stream.as_deref_mut().expect("a lease is sent over before it is released");
-        stream.watch.expect_response();
-        let mut response = pin!(stream.sender.try_send_request(request));
-        let driver = &mut stream.driver;
-        let watch = &stream.watch;
-        std::future::poll_fn(|cx| {
-            // The driver's own end is told to the response too, which is where it is looked at.
-            let _ = Pin::new(&mut *driver).poll(cx);
-            if let Some(heads) = watch.take_interim() {
-                interim(heads);
-            }
-            response.as_mut().poll(cx)
-        })
-        .await
-        .map_err(|mut failed| SendError {
-            unsent: failed.take_message().map(Box::new),
-            error: failed.into_error(),
-            answered: watch.answered(),
-        })
+        let Stream { sender, driver, watch } = stream;
+        watch.expect_response(keep);
+        // Not in the async block: a request is large, and each future it lies in moves it once more.
+        let response = sender.try_send_request(request);
+        async move {
+            let mut response = pin!(response);
+            poll_fn(|_| {
+                mute.poll(|cx| {
+                    // The driver's own end is told to the response too, which is where it is looked at.
+                    let _ = Pin::new(&mut *driver).poll(cx);
+                    if let Some(heads) = watch.take_interim() {
+                        interim(heads);
+                    }
+                    response.as_mut().poll(cx)
+                })
+            })
+            .await
+            .map_err(|mut failed| SendError {
+                unsent: failed.take_message().map(Box::new),
+                error: failed.into_error(),
+                answered: watch.answered(),
+            })
+        }
+    }
+
+    /// The bytes of the request sent last.
+    pub fn sent(&self) -> Vec<u8> {
+        self.stream.as_deref().map(|stream| stream.watch.sent()).unwrap_or_default()
     }
 
     /// Moves bytes while the response's body is being read.

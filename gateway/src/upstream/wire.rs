@@ -19,13 +19,31 @@ pub struct Watch {
     scan: RefCell<Scan>,
     interim: RefCell<Vec<u8>>,
     answered: Cell<bool>,
+    sent: RefCell<Sent>,
+}
+
+/// The bytes of the request under way, kept while it may have to be repeated.
+#[derive(Default)]
+struct Sent {
+    keep: bool,
+    bytes: Vec<u8>,
+    /// How many of them the socket took; the rest were offered to it.
+    taken: usize,
 }
 
 impl Watch {
-    /// A request is about to be sent.
-    pub fn expect_response(&self) {
+    /// A request is about to be sent; `keep`: its bytes may be asked for.
+    pub fn expect_response(&self, keep: bool) {
         self.scan.borrow_mut().restart();
         self.answered.set(false);
+        let mut sent = self.sent.borrow_mut();
+        (sent.keep, sent.taken) = (keep, 0);
+        sent.bytes.clear();
+    }
+
+    /// The request as hyper wrote it. A copy of the bytes costs a tenth of a copy of the fields.
+    pub fn sent(&self) -> Vec<u8> {
+        self.sent.borrow().bytes.clone()
     }
 
     /// Whether any byte has come back since.
@@ -71,7 +89,18 @@ impl AsyncRead for Wire {
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let Self { stream, watch } = &mut *self;
+        let mut sent = watch.sent.borrow_mut();
+        let polled = Pin::new(stream).poll_write(cx, buf);
+        if sent.keep {
+            let taken = sent.taken;
+            sent.bytes.truncate(taken);
+            sent.bytes.extend_from_slice(buf);
+            if let Poll::Ready(Ok(n)) = polled {
+                sent.taken += n;
+            }
+        }
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
