@@ -4,7 +4,9 @@
 
 pub mod admin;
 pub mod config;
+pub mod datapath;
 pub mod downstream;
+pub mod kernel;
 pub mod metrics;
 pub mod mute;
 pub mod path;

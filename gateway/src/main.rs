@@ -1,11 +1,12 @@
 //! `gateway`: arguments, logging, exit codes.
 
-use std::path::{Path, PathBuf};
+use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use gateway::config::{self, Config};
-use gateway::server::Server;
+use gateway::server::{Server, Source};
 use tracing_subscriber::EnvFilter;
 
 /// Where the configuration is looked for when none is named.
@@ -45,7 +46,12 @@ enum Verb {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_env("GATEWAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     let Some(file) = arguments.config.or_else(default_file) else {
         eprintln!(
             "gateway: no configuration: neither {} is there; name one with --config",
@@ -53,7 +59,8 @@ fn main() -> ExitCode {
         );
         return UNREADABLE_CONFIG.into();
     };
-    let mut config = match config::load(&file) {
+    let source = Source { file, interfaces: arguments.iface, no_kernel: arguments.no_kernel };
+    let config = match source.load() {
         Ok(config) => config,
         Err(error) => {
             eprintln!("{error}");
@@ -64,25 +71,21 @@ fn main() -> ExitCode {
             .into();
         }
     };
-    config.kernel.interfaces.extend(arguments.iface);
-    if arguments.no_kernel {
-        config.kernel.interfaces.clear();
-    }
     match arguments.verb.unwrap_or(Verb::Run) {
-        Verb::Run => run(config, &file),
+        Verb::Run => run(config, source),
         Verb::Check => {
-            println!("{}: valid, {} routes", file.display(), config.routes.len());
+            println!("{}: valid, {} routes", source.file.display(), config.routes.len());
             ExitCode::SUCCESS
         }
     }
 }
 
-fn run(config: Config, file: &Path) -> ExitCode {
+fn run(config: Config, source: Source) -> ExitCode {
     let missing = config.not_in_force();
     if !missing.is_empty() {
         tracing::warn!(keys = missing.join(", "), "configured but not built yet: these keys have no effect");
     }
-    match Server::start(config, file).and_then(Server::run) {
+    match Server::start(config, source).and_then(Server::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("gateway: {error}");

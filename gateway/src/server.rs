@@ -10,12 +10,15 @@ use std::thread::JoinHandle;
 use std::{io, net::TcpListener};
 
 use arc_swap::ArcSwap;
+use rustix::event::{PollFd, PollFlags, poll};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::admin::{self, State};
 use crate::config::{self, Config};
+use crate::datapath::{self, AddressChanges};
 use crate::downstream::listener;
+use crate::kernel::Kernel;
 use crate::metrics::Registry;
 use crate::reload::Watch;
 use crate::snapshot::{Current, Snapshot};
@@ -26,6 +29,8 @@ use crate::worker::Worker;
 pub enum Error {
     #[error(transparent)]
     Bind(#[from] listener::BindError),
+    #[error(transparent)]
+    Kernel(#[from] datapath::Error),
     #[error("cannot start a worker thread: {0}")]
     Thread(io::Error),
     #[error("worker {worker} failed: {source}")]
@@ -34,8 +39,29 @@ pub enum Error {
     Runtime(#[from] io::Error),
 }
 
+/// Where the configuration comes from: the file, and what the command line says over it.
+pub struct Source {
+    pub file: PathBuf,
+    /// Interfaces besides those of the file.
+    pub interfaces: Vec<String>,
+    pub no_kernel: bool,
+}
+
+impl Source {
+    pub fn load(&self) -> Result<Config, config::Error> {
+        let mut config = config::load(&self.file)?;
+        let named = self.interfaces.iter().filter(|name| !config.kernel.interfaces.contains(name)).cloned();
+        config.kernel.interfaces.extend(named.collect::<Vec<_>>());
+        if self.no_kernel {
+            config.kernel.interfaces.clear();
+        }
+        Ok(config)
+    }
+}
+
 pub struct Server {
-    file: PathBuf,
+    source: Source,
+    kernel: Kernel,
     current: Arc<Current>,
     registry: Arc<Registry>,
     state: Arc<State>,
@@ -59,23 +85,27 @@ struct Signals {
 
 impl Server {
     /// Binds everything first, so that a taken port is an error and not half a gateway.
-    pub fn start(config: Config, file: &Path) -> Result<Self, Error> {
+    pub fn start(config: Config, source: Source) -> Result<Self, Error> {
         let count = config.workers.unwrap_or_else(default_workers);
         let listeners = listener::bind(config.listen, count)?;
         let metrics = listener::bind(config.metrics, NonZeroUsize::MIN)?.remove(0);
+        let bound = listeners[0].local_addr()?;
+        let kernel = Kernel::start(&config.kernel, bound)?;
         let registry = Registry::new(count.get());
         let (listen, routes) = (config.listen, config.routes.len());
         let current = Arc::new(ArcSwap::from_pointee(Snapshot::build(config, None, &registry)));
-        let state = State::new(current.clone(), registry.clone(), Box::new(Vec::new));
+        let state = {
+            let kernel = kernel.clone();
+            State::new(current.clone(), registry.clone(), Box::new(move || kernel.metrics()))
+        };
         let (drain, draining) = watch::channel(false);
-        let bound = listeners[0].local_addr()?;
         let workers = listeners.into_iter().enumerate().map(|(index, listener)| {
             let (current, registry, drain) = (current.clone(), registry.clone(), draining.clone());
             Worker { index, listener, current, registry, drain }.start()
         });
         let workers = workers.collect::<io::Result<_>>().map_err(Error::Thread)?;
         tracing::info!(%listen, %bound, metrics = %metrics.local_addr()?, workers = count, routes, "ready");
-        Ok(Self { file: file.to_owned(), current, registry, state, drain, workers, metrics })
+        Ok(Self { source, kernel, current, registry, state, drain, workers, metrics })
     }
 
     /// Serves until a signal ends it.
@@ -88,24 +118,30 @@ impl Server {
         let mut signals = Signals::new()?;
         let metrics = tokio::net::TcpListener::from_std(self.metrics.try_clone()?)?;
         let admin = tokio::spawn(admin::serve(self.state.clone(), metrics));
-        let mut watch = Watch::new(&self.file)
+        let mut watch = Watch::new(&self.source.file)
             .inspect_err(|error| {
-                tracing::warn!(%error, file = %self.file.display(), "cannot watch the configuration; reload with SIGHUP");
+                tracing::warn!(%error, file = %self.source.file.display(), "cannot watch the configuration; reload with SIGHUP");
             })
             .ok();
-        let mut loaded = read(&self.file);
+        let mut addresses =
+            self.kernel.is_running().then(follow_addresses).transpose().unwrap_or_else(|error| {
+                tracing::warn!(%error, "cannot follow the host's addresses; reload after changing them");
+                None
+            });
+        let mut loaded = read(&self.source.file);
         loop {
             tokio::select! {
                 asked = signals.next() => {
                     if asked == Asked::Stop {
                         break;
                     }
-                    loaded = read(&self.file);
+                    loaded = read(&self.source.file);
                     self.reload();
                 }
+                () = host_changed(&mut addresses) => self.kernel.refresh(),
                 () = changed(&mut watch) => {
                     // Other files live in the directory too: only new content is a change.
-                    let content = read(&self.file);
+                    let content = read(&self.source.file);
                     if content != loaded {
                         loaded = content;
                         self.reload();
@@ -121,12 +157,17 @@ impl Server {
     /// Validates, builds, swaps; an error leaves what is in force as it is.
     fn reload(&self) {
         let before = self.current.load_full();
-        let fixed = |config: &Config| (config.listen, config.metrics, config.workers);
-        let loaded = config::load(&self.file).map_err(|error| error.to_string()).and_then(|config| {
+        let fixed = |config: &Config| {
+            let kernel = &config.kernel;
+            (config.listen, config.metrics, config.workers, kernel.interfaces.clone(), kernel.mode)
+        };
+        let loaded = self.source.load().map_err(|error| error.to_string()).and_then(|config| {
             if fixed(&config) == fixed(&before.config) {
+                self.kernel.apply(&config.kernel).map_err(|error| error.to_string())?;
                 Ok(config)
             } else {
-                Err("listen_addr, metrics_addr and workers change with a restart only".to_owned())
+                Err("listen_addr, metrics_addr, workers, kernel.interfaces and kernel.mode change with a restart only"
+                    .to_owned())
             }
         });
         let reloads = &self.registry.reloads;
@@ -152,7 +193,7 @@ impl Server {
         tracing::info!("draining; a second signal ends at once");
         self.state.draining.store(true, Ordering::Relaxed);
         let _ = self.drain.send(true);
-        let workers = self.workers;
+        let (workers, kernel) = (self.workers, self.kernel);
         let mut joined = tokio::task::spawn_blocking(move || {
             for (worker, thread) in workers.into_iter().enumerate() {
                 let ended = thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")));
@@ -163,6 +204,7 @@ impl Server {
         loop {
             tokio::select! {
                 ended = &mut joined => {
+                    kernel.stop();
                     return ended.unwrap_or_else(|error| Err(Error::Thread(io::Error::other(error))));
                 }
                 asked = signals.next() => if asked == Asked::Stop {
@@ -189,6 +231,32 @@ impl Signals {
             _ = self.interrupt.recv() => Asked::Stop,
             _ = self.hangup.recv() => Asked::Reload,
         }
+    }
+}
+
+/// Tells when the host gains or loses an address, for listeners on "any" address. The thread that
+/// waits for the kernel's word ends with the process.
+fn follow_addresses() -> io::Result<mpsc::UnboundedReceiver<()>> {
+    let changes = AddressChanges::new()?;
+    let (sender, receiver) = mpsc::unbounded_channel();
+    std::thread::Builder::new().name("addresses".to_owned()).spawn(move || {
+        loop {
+            let waited = poll(&mut [PollFd::new(&changes, PollFlags::IN)], None);
+            if waited.is_err() || changes.clear().is_err() || sender.send(()).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(receiver)
+}
+
+async fn host_changed(addresses: &mut Option<mpsc::UnboundedReceiver<()>>) {
+    let told = match addresses {
+        Some(addresses) => addresses.recv().await,
+        None => None,
+    };
+    if told.is_none() {
+        std::future::pending().await
     }
 }
 

@@ -85,9 +85,8 @@ pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io::Resul
     };
     // SAFETY: attributes and frame live until the call returns; the kernel reads the frame and writes back
     // no more of the attributes than the size says.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attributes, size_of::<TestRun>())
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attributes, size_of::<TestRun>()) };
     checked(result)?;
     Ok((attributes.answer, Duration::from_nanos(attributes.duration_ns.into())))
 }
