@@ -11,6 +11,8 @@ pub enum Metric {
     RequestsPerSecond,
     CpuMicrosPerRequest,
     CpuPercent,
+    /// Processor time that neither the system nor the bench used, of both cores' together.
+    OthersPercent,
     P50Micros,
     P99Micros,
     P999Micros,
@@ -28,6 +30,7 @@ impl Metric {
             Metric::RequestsPerSecond => "requests/s",
             Metric::CpuMicrosPerRequest => "CPU µs/request",
             Metric::CpuPercent => "CPU %",
+            Metric::OthersPercent => "others %",
             Metric::P50Micros => "p50 µs",
             Metric::P99Micros => "p99 µs",
             Metric::P999Micros => "p99.9 µs",
@@ -44,7 +47,11 @@ impl Metric {
     pub fn decimals(self) -> usize {
         match self {
             Metric::CpuMicrosPerRequest | Metric::IdleConnectionKib => 2,
-            Metric::CpuPercent | Metric::RssMib | Metric::PeakMib | Metric::StartMillis => 1,
+            Metric::CpuPercent
+            | Metric::OthersPercent
+            | Metric::RssMib
+            | Metric::PeakMib
+            | Metric::StartMillis => 1,
             Metric::RequestsPerSecond
             | Metric::P50Micros
             | Metric::P99Micros

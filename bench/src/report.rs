@@ -102,7 +102,8 @@ fn write_markdown(out: &mut String, provenance: &Provenance, results: &Results) 
     writeln!(
         out,
         "\nMedian of {} rounds of {} s each, in turns (least–most). CPU is the system's own by the kernel's accounts; \
-         `direct` is what the generator and the origin can do with nothing between them. Memory is summed over a system's processes.",
+         `direct` is what the generator and the origin can do with nothing between them. Memory is summed over a system's processes. \
+         `others` is what else ran on the two cores: figures with much of it are not to be quoted.",
         provenance.rounds, provenance.seconds
     )?;
     for rounds in &results.scenarios {

@@ -15,7 +15,7 @@ use crate::origin::{EVENTS, Origin};
 use crate::poll::Events;
 use crate::scenario::{CAPACITY, Exchange, Kind, Rate, SCENARIOS, Scenario, Shape};
 use crate::system::{Programs, REFERENCE, Running, StartError, System};
-use crate::usage::Usage;
+use crate::usage::{self, Usage};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -116,7 +116,7 @@ fn measure_capacity(plan: &Plan, origin: &mut Origin) -> Result<f64, RunError> {
     };
     let addr = origin.addr;
     let running = origin.serve_during(|| start(plan, reference_of(plan), addr))?;
-    let (outcome, _) = put_load(&running, shape, origin, 0.0, Duration::from_secs(2))?;
+    let (outcome, _) = put_load(&running, shape, plan.cores, origin, 0.0, Duration::from_secs(2))?;
     let rate = outcome.requests_per_second();
     eprintln!("capacity  {rate:.0} requests/s of {:?}", running.system);
     Ok(rate)
@@ -128,13 +128,21 @@ fn start(plan: &Plan, system: System, origin: SocketAddr) -> Result<Running, Sta
     Running::start(system, &plan.programs, origin, plan.cores.system, &request)
 }
 
+/// Everybody's accounts at one end of a measured stretch.
+struct Accounts {
+    system: Option<Usage>,
+    bench: Duration,
+    system_core: Duration,
+}
+
 fn put_load(
     running: &Running,
     shape: &Shape,
+    cores: Cores,
     origin: &mut Origin,
     capacity: f64,
     duration: Duration,
-) -> io::Result<(Outcome, [io::Result<Option<Usage>>; 2])> {
+) -> io::Result<(Outcome, [io::Result<Accounts>; 2])> {
     let load = Load {
         target: running.target,
         request: shape.exchange.request(shape.reuse),
@@ -147,7 +155,14 @@ fn put_load(
         timeout: REQUEST_TIMEOUT,
     };
     let mut events = Events::with_capacity(EVENTS);
-    load::run(&load, || origin.turn(&mut events, Duration::ZERO), || running.usage())
+    let accounts = || -> io::Result<Accounts> {
+        Ok(Accounts {
+            system: running.usage()?,
+            bench: usage::of_this_thread()?,
+            system_core: usage::of_processor(cores.system)?,
+        })
+    };
+    load::run(&load, || origin.turn(&mut events, Duration::ZERO), accounts)
 }
 
 fn loads(
@@ -164,15 +179,16 @@ fn loads(
     let running: Vec<Running> = origin.serve_during::<Result<_, StartError>>(start_all)?;
     for _ in 0..plan.rounds {
         for running in &running {
-            let (outcome, [before, after]) = put_load(running, shape, origin, capacity, plan.duration)?;
-            rounds.add(running.system, load_figures(&outcome, before?.zip(after?)), outcome.faults);
+            let (outcome, [before, after]) =
+                put_load(running, shape, plan.cores, origin, capacity, plan.duration)?;
+            rounds.add(running.system, load_figures(&outcome, before?, after?), outcome.faults);
             eprint!(".");
         }
     }
     Ok(rounds)
 }
 
-fn load_figures(outcome: &Outcome, usage: Option<(Usage, Usage)>) -> Figures {
+fn load_figures(outcome: &Outcome, before: Accounts, after: Accounts) -> Figures {
     let mut figures = Figures::from([
         (Metric::RequestsPerSecond, outcome.requests_per_second()),
         (Metric::Faults, outcome.faults.total() as f64),
@@ -183,9 +199,14 @@ fn load_figures(outcome: &Outcome, usage: Option<(Usage, Usage)>) -> Figures {
         figures.insert(Metric::P999Micros, outcome.latency_micros(0.999));
         figures.insert(Metric::MaxMicros, outcome.latency_micros(1.0));
     }
-    if let Some((before, after)) = usage {
+    let elapsed = outcome.elapsed.as_secs_f64();
+    // The bench never sleeps: what it did not get of its core, somebody else had.
+    let lost = elapsed - (after.bench - before.bench).as_secs_f64();
+    let core_busy = (after.system_core - before.system_core).as_secs_f64();
+    if let Some((before, after)) = before.system.zip(after.system) {
         let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64();
-        figures.insert(Metric::CpuPercent, 100.0 * cpu / outcome.elapsed.as_secs_f64());
+        figures.insert(Metric::OthersPercent, (100.0 * (lost + core_busy - cpu) / elapsed / 2.0).max(0.0));
+        figures.insert(Metric::CpuPercent, 100.0 * cpu / elapsed);
         if outcome.answers > 0 {
             figures.insert(Metric::CpuMicrosPerRequest, 1e6 * cpu / outcome.answers as f64);
         }

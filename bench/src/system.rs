@@ -139,7 +139,7 @@ impl Running {
                 .map_err(prepare)?;
                 program.map(|program| {
                     let mut command = Command::new(program);
-                    command.arg("--config").arg(config);
+                    command.arg("--config").arg(config).arg("--no-kernel");
                     command
                 })
             }

@@ -34,6 +34,23 @@ pub fn of_tree(root: Pid) -> io::Result<Usage> {
     Ok(usage)
 }
 
+/// Reads the processor time of the calling thread.
+pub fn of_this_thread() -> io::Result<Duration> {
+    cpu_of("/proc/thread-self/schedstat")
+}
+
+/// Reads how long a processor has been busy with anything at all, to a clock tick (10 ms).
+pub fn of_processor(cpu: usize) -> io::Result<Duration> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let name = format!("cpu{cpu}");
+    let line = stat.lines().find(|line| line.split(' ').next() == Some(&name));
+    let line = line.ok_or_else(|| io::Error::other(format!("/proc/stat has no {name}")))?;
+    let ticks: Vec<u64> = line.split(' ').skip(1).filter_map(|word| word.parse().ok()).collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal; guest time is part of user's.
+    let busy = ticks.iter().take(8).sum::<u64>() - ticks.iter().skip(3).take(2).sum::<u64>();
+    Ok(Duration::from_secs(busy) / rustix::param::clock_ticks_per_second() as u32)
+}
+
 fn cpu_of(schedstat: &str) -> io::Result<Duration> {
     let text = fs::read_to_string(schedstat)?;
     let nanos = text.split(' ').next().and_then(|word| word.parse().ok());
