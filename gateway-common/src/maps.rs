@@ -1,19 +1,21 @@
 //! Names of the entry points, names and sizes of the maps. gateway-ebpf's `entry` and `maps` define them.
+//!
+//! The kernel cuts a name after 15 bytes; `gw_` keeps `bpftool map dump name` from finding another's.
 
 /// XDP, packets in one piece.
-pub const PROGRAM_XDP: &str = "gateway_xdp";
+pub const PROGRAM_XDP: &str = "gw_xdp";
 /// XDP, packets in one or several pieces.
-pub const PROGRAM_XDP_FRAGS: &str = "gateway_frags";
+pub const PROGRAM_XDP_FRAGS: &str = "gw_xdp_frags";
 /// TC ingress.
-pub const PROGRAM_TC: &str = "gateway_tc";
+pub const PROGRAM_TC: &str = "gw_tc";
 
-pub const SELECTOR: &str = "SELECTOR";
-pub const POLICY: &str = "POLICY";
-pub const LISTENERS: &str = "LISTENERS";
-pub const ALLOW: &str = "ALLOW";
-pub const DENY: &str = "DENY";
-pub const BUCKET: &str = "BUCKET";
-pub const COUNTERS: &str = "COUNTERS";
+pub const SELECTOR: &str = "gw_selector";
+pub const POLICY: &str = "gw_policy";
+pub const LISTENERS: &str = "gw_listeners";
+pub const ALLOW: &str = "gw_allow";
+pub const DENY: &str = "gw_deny";
+pub const BUCKET: &str = "gw_bucket";
+pub const COUNTERS: &str = "gw_verdicts";
 
 /// Listening addresses of both slots.
 pub const MAX_LISTENERS: usize = 4_096;

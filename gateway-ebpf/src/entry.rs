@@ -1,7 +1,7 @@
 //! The hooks: one entry point each, and how a frame's bytes are read there.
 //!
-//! All pointer code of the kernel half is here and in `maps`. `judge` does the rest. The names are long
-//! because `xdp` alone is a section's name already, and because `bpftool prog` shows them.
+//! All pointer code of the kernel half is here and in `maps`. `judge` does the rest. The names have a
+//! prefix because `xdp` alone is a section's name already, and because `bpftool prog` shows them.
 
 #![allow(unsafe_code)]
 
@@ -19,19 +19,19 @@ const TC_DROP: i32 = 2;
 
 /// XDP on drivers and frames that keep a packet in one piece.
 #[xdp]
-fn gateway_xdp(context: XdpContext) -> u32 {
+fn gw_xdp(context: XdpContext) -> u32 {
     xdp_action(&context)
 }
 
 /// The same where a packet may lie in several pieces: MTUs beyond a page, from Linux 5.18.
 #[xdp(frags)]
-fn gateway_frags(context: XdpContext) -> u32 {
+fn gw_xdp_frags(context: XdpContext) -> u32 {
     xdp_action(&context)
 }
 
 /// TC ingress, where somebody else holds the XDP hook.
 #[classifier]
-fn gateway_tc(context: TcContext) -> i32 {
+fn gw_tc(context: TcContext) -> i32 {
     match judge(&context) {
         Action::Pass => TC_NEXT,
         Action::Drop => TC_DROP,

@@ -17,32 +17,32 @@ use gateway_common::policy::{Bucket, Holder, Listener, Policy, Rule, SLOTS, Sour
 use gateway_common::{Address, Count, Family, Verdict, counters};
 
 /// 0 → the slot in force. Userspace flips it once a reload.
-#[btf_map]
+#[btf_map(name = "gw_selector")]
 static SELECTOR: Array<u32, 1> = Array::new();
 
 /// Slot → budget, mask and flags. Userspace writes the slot that is not in force.
-#[btf_map]
+#[btf_map(name = "gw_policy")]
 static POLICY: Array<Policy, SLOTS> = Array::new();
 
 /// Slot, address and port → the listener's place in the configuration. Userspace, as `POLICY`.
-#[btf_map]
+#[btf_map(name = "gw_listeners")]
 static LISTENERS: HashMap<Listener, u32, MAX_LISTENERS> = HashMap::new();
 
 /// Slot, family and network → exempt. Userspace, as `POLICY`.
-#[btf_map]
+#[btf_map(name = "gw_allow")]
 static ALLOW: LpmTrie<Source, Rule, MAX_NETWORKS> = LpmTrie::new();
 
 /// Slot, family and network → denied. Userspace, as `POLICY`.
-#[btf_map]
+#[btf_map(name = "gw_deny")]
 static DENY: LpmTrie<Source, Rule, MAX_NETWORKS> = LpmTrie::new();
 
 /// Source and epoch → when its bucket is full again. The kernel half alone writes it; forgetting a source that
 /// has been quiet forgets nothing, since an absent bucket is a full one.
-#[btf_map]
+#[btf_map(name = "gw_bucket")]
 static BUCKET: LruHashMap<Holder, Bucket, MAX_SOURCES> = LruHashMap::new();
 
 /// Verdict × family → packets and bytes, each CPU its own. The kernel half writes, userspace sums.
-#[btf_map]
+#[btf_map(name = "gw_verdicts")]
 static COUNTERS: PerCpuArray<Count, { counters::CELLS }> = PerCpuArray::new();
 
 const TCP: u16 = 6;
