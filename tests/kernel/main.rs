@@ -5,6 +5,7 @@
 mod bucket;
 mod differential;
 mod model;
+mod process;
 mod traffic;
 mod verdicts;
 

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -38,7 +39,7 @@ fn echo(network: &Network, address: &str) -> SocketAddr {
 }
 
 /// Connects from one address of the clients' namespace; `None` when nothing answered.
-fn connect(network: &Network, source: &str, place: SocketAddr) -> Option<TcpStream> {
+pub fn connect(network: &Network, source: &str, place: SocketAddr) -> Option<TcpStream> {
     network.clients.run(|| {
         let source = SocketAddr::new(source.parse().unwrap(), 0);
         let socket = Socket::new(Domain::for_address(source), Type::STREAM, None).unwrap();
@@ -47,7 +48,7 @@ fn connect(network: &Network, source: &str, place: SocketAddr) -> Option<TcpStre
     })
 }
 
-fn connects(network: &Network, source: &str, place: SocketAddr, times: usize) -> usize {
+pub fn connects(network: &Network, source: &str, place: SocketAddr, times: usize) -> usize {
     (0..times).filter(|_| connect(network, source, place).is_some()).count()
 }
 
@@ -152,11 +153,10 @@ fn somebody_elses_program_is_left_alone() {
     let network = Network::new();
     let place: SocketAddr = echo(&network, "10.77.0.1:0");
     let theirs = Constant::load(XDP_PASS).unwrap();
-    let index = network.gateway.ip(&["-o", "link", "show", "dev", EDGE]);
-    let index: u32 = index.split(':').next().unwrap().parse().unwrap();
+    let index = network.gateway.index(EDGE);
     for flags in [1 << 1, 1 << 2] {
         let link = network.gateway.run(|| {
-            sys::link_create(std::os::fd::AsFd::as_fd(&theirs), index, sys::LinkType::Xdp, flags)
+            sys::link_create(theirs.as_fd(), index, sys::LinkType::Xdp, flags)
         });
         let link = link.unwrap();
         let before = network.gateway.xdp_on(EDGE);

@@ -56,6 +56,12 @@ impl Namespace {
         done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
+    /// The number of an interface.
+    pub fn index(&self, interface: &str) -> u32 {
+        let told = self.ip(&["-o", "link", "show", "dev", interface]);
+        told.split(':').next().and_then(|number| number.parse().ok()).expect("ip begins with the number")
+    }
+
     /// Identifiers and modes of the XDP programs on an interface, as `ip link` tells them; empty: none.
     pub fn xdp_on(&self, interface: &str) -> String {
         let told = self.ip(&["-d", "link", "show", "dev", interface]);

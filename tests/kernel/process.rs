@@ -1,0 +1,171 @@
+//! The binary with its kernel half, as its operator starts, reloads and ends it.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
+
+use gateway::datapath::sys::{LinkType, link_create};
+use gateway_tests::gateway::{command, complete, route_to};
+use gateway_tests::kernel::bpf::{Constant, XDP_PASS, without_bpf};
+use gateway_tests::kernel::netns::{EDGE, Network};
+use gateway_tests::{Client, Exit, Gateway, Upstream};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::traffic::{connect, connects};
+
+const LOUD: &str = "10.77.0.2";
+const QUIET: &str = "10.77.0.3";
+
+/// A gateway on the gateway's end of the cable, its kernel half judging by `kernel`.
+fn config(upstream: &Upstream, kernel: Value) -> Value {
+    let mut config = route_to(&upstream.url());
+    config["listen_addr"] = json!("10.77.0.1:0");
+    config["kernel"] = kernel;
+    config
+}
+
+fn budget(per_second: u32, burst: u32) -> Value {
+    json!({ "interfaces": [EDGE], "connections_per_second": per_second, "burst": burst })
+}
+
+fn folder(config: &str) -> (TempDir, std::path::PathBuf) {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("gateway.json");
+    std::fs::write(&file, config).unwrap();
+    (directory, file)
+}
+
+/// Starts in the gateway's namespace; `adjust` may change the command.
+fn start(network: &Network, config: Value, adjust: impl FnOnce(&mut Command) + Send) -> Gateway {
+    let (directory, file) = folder(&complete(config));
+    network.gateway.run(|| Gateway::run(directory, file, adjust))
+}
+
+/// Starts in the gateway's namespace what is expected to end by itself.
+fn refused(network: &Network, config: Value, arguments: &[&str]) -> Exit {
+    let (directory, file) = folder(&complete(config));
+    network.gateway.run(|| Gateway::exit_of(command(directory.path()).arg("--config").arg(&file).args(arguments)))
+}
+
+/// Puts `words` before the command.
+fn under(words: &[&str], inner: &mut Command) {
+    let mut outer = Command::new(words[0]);
+    outer.args(&words[1..]).arg(inner.get_program()).args(inner.get_args()).env("NO_COLOR", "1");
+    outer.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    *inner = outer;
+}
+
+fn is_attached(network: &Network) -> bool {
+    !network.gateway.xdp_on(EDGE).is_empty()
+}
+
+/// Requests one page over a connection from the clients' side.
+fn is_served(network: &Network, place: SocketAddr) -> bool {
+    network.clients.run(|| Client::connect(place).get("/").status() == 200)
+}
+
+#[test]
+fn nothing_stays_attached_after_sigterm_or_sigkill() {
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    for (signal, code) in [(Signal::TERM, Some(0)), (Signal::KILL, None)] {
+        let named = |command: &mut Command| {
+            command.args(["--iface", EDGE]);
+        };
+        let mut gateway = start(&network, config(&upstream, json!({})), named);
+        assert!(is_attached(&network) && is_served(&network, gateway.address));
+        gateway.signal(signal);
+        assert_eq!(gateway.wait(), code, "{signal:?}");
+        assert!(!is_attached(&network), "still there after {signal:?}: {}", network.gateway.xdp_on(EDGE));
+    }
+}
+
+#[test]
+fn a_reload_that_raises_the_rate_loses_no_connection() {
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let gateway = start(&network, config(&upstream, budget(1, 3)), |_| {});
+    let place = gateway.address;
+    let mut kept = network.clients.run(|| Client::connect(place));
+    assert_eq!(kept.get("/").status(), 200);
+    assert!(connects(&network, LOUD, place, 12) < 12, "past its rate");
+    assert!(connect(&network, QUIET, place).is_some());
+    let dropped = || {
+        let scrape = network.gateway.run(|| gateway.scrape());
+        let labels = [("verdict", "over_budget"), ("family", "ipv4")];
+        scrape.get("gateway_kernel_packets_total", &labels).expect("it is exported")
+    };
+    assert!(dropped() > 0.0);
+
+    gateway.write(config(&upstream, budget(1_000, 1_000)));
+    gateway.log.wait_for("reloaded");
+    let before = dropped();
+    assert_eq!(connects(&network, LOUD, place, 50), 50, "after the reload");
+    assert_eq!(dropped().total_cmp(&before), std::cmp::Ordering::Equal);
+    assert_eq!(kept.get("/").status(), 200, "the connection from before");
+}
+
+#[test]
+fn no_kernel_leaves_it_off() {
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let off = |command: &mut Command| {
+        command.arg("--no-kernel");
+    };
+    let gateway = start(&network, config(&upstream, budget(1, 1)), off);
+    assert!(!is_attached(&network));
+    assert!((0..5).all(|_| is_served(&network, gateway.address)));
+}
+
+/// What the host lacks is one loud line; the gateway proxies all the same.
+#[test]
+fn without_the_means_it_proxies_and_says_so() {
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let check = |lacking: &str, adjust: &(dyn Fn(&mut Command) + Sync)| {
+        let gateway = start(&network, config(&upstream, budget(1, 1)), adjust);
+        assert!(!is_attached(&network), "{lacking}");
+        assert!((0..5).all(|_| is_served(&network, gateway.address)), "{lacking}");
+        // The log was waited through to "ready" before; this line came earlier, so read it all at the end.
+        gateway.signal(Signal::TERM);
+        let lines = gateway.log.to_end();
+        let loud: Vec<_> = lines.iter().filter(|line| line.contains("NO KERNEL PROTECTION")).collect();
+        assert!(matches!(loud.as_slice(), [line] if line.contains(lacking)), "{lacking}: {lines:#?}");
+    };
+    check("CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF", &|command| {
+        under(&["setpriv", "--bounding-set=-all", "--inh-caps=-all"], command);
+    });
+    check("CAP_PERFMON", &|command| under(&["setpriv", "--bounding-set=-perfmon,-sys_admin"], command));
+    // A user namespace holds every capability, and the kernel honours none of them.
+    check("user namespace withholds", &|command| under(&["unshare", "--user", "--map-root-user"], command));
+    check("this kernel has no BPF", &without_bpf);
+}
+
+/// What the operator named wrongly is one clear line and an exit code, and nothing is left attached.
+#[test]
+fn what_is_named_wrongly_ends_it() {
+    const CANNOT_START: Option<i32> = Some(3);
+    const INVALID: Option<i32> = Some(1);
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let check = |kernel: Value, arguments: &[&str], code: Option<i32>, told: &str| {
+        let before = network.gateway.xdp_on(EDGE);
+        let exit = refused(&network, config(&upstream, kernel), arguments);
+        assert_eq!(exit.code, code, "{:#?}", exit.lines);
+        let lines = exit.lines.iter().filter(|line| line.contains(told)).count();
+        assert_eq!(lines, 1, "not one line of {told:?}: {:#?}", exit.lines);
+        assert_eq!(network.gateway.xdp_on(EDGE), before, "{told}");
+    };
+    check(json!({}), &["--iface", "nowhere0"], CANNOT_START, "no network interface named \"nowhere0\"");
+    check(budget(1, 1), &["--iface", "nowhere0"], CANNOT_START, "no network interface named \"nowhere0\"");
+    check(json!({ "interfaces": [EDGE], "deny": ["10.0.0.0/33"] }), &[], INVALID, "10.0.0.0/33");
+
+    let theirs = Constant::load(XDP_PASS).unwrap();
+    let index = network.gateway.index(EDGE);
+    let link = network.gateway.run(|| link_create(theirs.as_fd(), index, LinkType::Xdp, 0)).unwrap();
+    assert!(is_attached(&network));
+    check(budget(1, 1), &[], CANNOT_START, "another program holds its XDP hook");
+    drop(link);
+}
