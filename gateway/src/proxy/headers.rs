@@ -1,11 +1,11 @@
 //! The fields a proxy takes away, adds and replaces on the way up and on the way down.
 //!
 //! RFC 9110 §7.6.1 (hop-by-hop), §7.6.3 (Via). The values of a connection that never change are
-//! made once; for a request without hop-by-hop fields one pass over the names decides so.
+//! made once; one pass over the names decides what there is to do.
 
 use http::header::{
-    CONNECTION, DATE, EXPECT, Entry, FORWARDED, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-    VIA,
+    ACCEPT, CONNECTION, DATE, EXPECT, Entry, FORWARDED, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE, VIA,
 };
 use http::{HeaderMap, HeaderValue, Version};
 
@@ -25,26 +25,66 @@ const HOP_BY_HOP: [HeaderName; 7] =
 const PSEUDONYM_11: HeaderValue = HeaderValue::from_static("1.1 gateway");
 const PSEUDONYM_10: HeaderValue = HeaderValue::from_static("1.0 gateway");
 
+/// Which fields a message has that anything is decided on, found in one pass over the names.
+/// Most requests have few of them, and a look-up for one that is not there costs as much as a hit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    pub host: bool,
+    pub transfer_encoding: bool,
+    pub accept: bool,
+    pub request_id: bool,
+    te: bool,
+    hop_by_hop: bool,
+    via: bool,
+    forwarded: bool,
+}
+
+impl Seen {
+    pub fn of(headers: &HeaderMap) -> Self {
+        let mut seen = Self::default();
+        for name in headers.keys() {
+            match *name {
+                HOST => seen.host = true,
+                ACCEPT => seen.accept = true,
+                TE => (seen.te, seen.hop_by_hop) = (true, true),
+                TRANSFER_ENCODING => (seen.transfer_encoding, seen.hop_by_hop) = (true, true),
+                CONNECTION | UPGRADE | EXPECT => seen.hop_by_hop = true,
+                VIA => seen.via = true,
+                FORWARDED => seen.forwarded = true,
+                _ if *name == KEEP_ALIVE || *name == PROXY_CONNECTION => seen.hop_by_hop = true,
+                _ if *name == X_REQUEST_ID => seen.request_id = true,
+                _ => {}
+            }
+        }
+        seen
+    }
+}
+
 /// Turns the client's fields into those sent upstream. `host` replaces `Host` unless preserved.
 pub fn toward_upstream(
     headers: &mut HeaderMap,
+    seen: Seen,
     client: &Client,
     trusted: bool,
     version: Version,
     host: Option<&HeaderValue>,
 ) {
-    let trailers = headers.get(TE).is_some_and(|te| accepts_trailers(te.as_bytes()));
-    remove_hop_by_hop(headers);
+    let trailers = seen.te && headers.get(TE).is_some_and(|te| accepts_trailers(te.as_bytes()));
+    if seen.hop_by_hop {
+        remove_hop_by_hop(headers);
+    }
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONNECTION, HeaderValue::from_static("te"));
     }
-    add_via(headers, version);
+    add_via(headers, seen.via, version);
     if trusted {
         append_list(headers, X_FORWARDED_FOR, client.forwarded_for());
     } else {
         headers.insert(X_FORWARDED_FOR, client.forwarded_for().clone());
-        headers.remove(FORWARDED);
+        if seen.forwarded {
+            headers.remove(FORWARDED);
+        }
     }
     if !(trusted && headers.contains_key(X_FORWARDED_PROTO)) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
@@ -67,17 +107,17 @@ pub fn toward_downstream(
     request_id: HeaderValue,
     date: &HeaderValue,
 ) {
-    remove_hop_by_hop(headers);
-    add_via(headers, version);
+    let seen = Seen::of(headers);
+    if seen.hop_by_hop {
+        remove_hop_by_hop(headers);
+    }
+    add_via(headers, seen.via, version);
     headers.insert(X_REQUEST_ID, request_id);
     // RFC 9110 §6.6.1: a response that came without a date gets one.
     headers.entry(DATE).or_insert_with(|| date.clone());
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
-        return;
-    }
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -98,9 +138,13 @@ fn may_be_named(name: &HeaderName) -> bool {
     !end_to_end.contains(name) && !vouched.contains(name)
 }
 
-fn add_via(headers: &mut HeaderMap, version: Version) {
+fn add_via(headers: &mut HeaderMap, there: bool, version: Version) {
     let pseudonym = if version == Version::HTTP_10 { PSEUDONYM_10 } else { PSEUDONYM_11 };
-    append_list(headers, VIA, &pseudonym);
+    if there {
+        append_list(headers, VIA, &pseudonym);
+    } else {
+        headers.insert(VIA, pseudonym);
+    }
 }
 
 /// Appends to a list field, on one line.
@@ -138,7 +182,8 @@ mod tests {
             let (name, value) = line.split_once(": ").unwrap();
             headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::try_from(value).unwrap());
         }
-        toward_upstream(&mut headers, &client, trusted, Version::HTTP_11, None);
+        let seen = Seen::of(&headers);
+        toward_upstream(&mut headers, seen, &client, trusted, Version::HTTP_11, None);
         let mut lines: Vec<String> =
             headers.iter().map(|(name, value)| format!("{name}: {}\n", value.to_str().unwrap())).collect();
         lines.sort();

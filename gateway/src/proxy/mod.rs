@@ -18,6 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::HOST;
 use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 
@@ -27,6 +28,7 @@ use client::Client;
 pub use error::Failure;
 use error::Wants;
 use exchange::Exchange;
+use headers::Seen;
 
 use crate::metrics::{self, Registry};
 use crate::snapshot::{Current, Snapshot};
@@ -112,12 +114,12 @@ impl Proxy {
         client.header_read.set(local.snapshot.config.timeouts.header_read);
         let mut exchange = Exchange::begin(&client, &local);
         let trusted = client.is_trusted(&local.snapshot.config.trusted_proxies);
-        let wants = Wants::of(request.headers());
-        let request_id = match request.headers().get(headers::X_REQUEST_ID) {
-            Some(id) if trusted => id.clone(),
-            _ => self.ids.next(),
-        };
-        match answer(&local, &client, &mut exchange, trusted, &request_id, request).await {
+        let seen = Seen::of(request.headers());
+        let wants = if seen.accept { Wants::of(request.headers()) } else { Wants::Problem };
+        let told =
+            (trusted && seen.request_id).then(|| request.headers().get(headers::X_REQUEST_ID)).flatten();
+        let request_id = told.cloned().unwrap_or_else(|| self.ids.next());
+        match answer(&local, &mut exchange, seen, trusted, &request_id, request).await {
             Ok((mut response, lease)) => {
                 let version = std::mem::replace(response.version_mut(), Version::HTTP_11);
                 headers::toward_downstream(response.headers_mut(), version, request_id, &self.date.borrow());
@@ -131,15 +133,16 @@ impl Proxy {
 
 async fn answer(
     local: &Local,
-    client: &Rc<Client>,
     exchange: &mut Exchange,
+    seen: Seen,
     trusted: bool,
     request_id: &HeaderValue,
     request: Request<Incoming>,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
+    let client = exchange.client().clone();
     let (mut parts, body) = request.into_parts();
-    let body = RequestBody::new(body, client);
-    target::settle(&mut parts, client)?;
+    let body = RequestBody::new(body, &client);
+    target::settle(&mut parts, seen, &client)?;
 
     let snapshot = &*local.snapshot;
     let index = snapshot.table.find(target::authority(&parts), parts.uri.path()).ok_or(Failure::NoRoute)?;
@@ -150,15 +153,15 @@ async fn answer(
     }
 
     let pool = &local.pools[route.endpoint];
-    let host = (!route.config.preserve_host || !parts.headers.contains_key(http::header::HOST))
+    let host = (!route.config.preserve_host || !(seen.host || parts.headers.contains_key(HOST)))
         .then_some(&pool.endpoint.authority);
-    headers::toward_upstream(&mut parts.headers, client, trusted, parts.version, host);
+    headers::toward_upstream(&mut parts.headers, seen, &client, trusted, parts.version, host);
     parts.headers.insert(headers::X_REQUEST_ID, request_id.clone());
     parts.version = Version::HTTP_11;
 
     let deadline = client.timer.now().plus(route.config.timeout);
     let request = Request::from_parts(parts, body);
-    let answered = forward::send(pool, client, &snapshot.config.timeouts, deadline, request).await?;
+    let answered = forward::send(pool, &client, &snapshot.config.timeouts, deadline, request).await?;
     client.timer.arm(deadline);
     Ok(answered)
 }

@@ -3,19 +3,20 @@
 //! After [`settle`] there is one `Host` (RFC 9112 §3.2), one length, and a normalised path; the
 //! URI is in origin form, as it goes upstream.
 
-use http::header::{HOST, TRANSFER_ENCODING};
+use http::header::HOST;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Uri, Version, request::Parts};
 
 use super::client::Client;
 use super::error::Failure;
+use super::headers::Seen;
 use crate::path;
 
-pub fn settle(parts: &mut Parts, client: &Client) -> Result<(), Failure> {
+pub fn settle(parts: &mut Parts, seen: Seen, client: &Client) -> Result<(), Failure> {
     if parts.method == Method::CONNECT {
         return Err(Failure::NotImplemented("This gateway opens no tunnels."));
     }
-    if parts.headers.contains_key(TRANSFER_ENCODING) && framed_twice(parts, client) {
+    if seen.transfer_encoding && framed_twice(parts, client) {
         return Err(Failure::BadRequest("The request has both Content-Length and Transfer-Encoding."));
     }
     settle_host(parts)?;

@@ -63,7 +63,7 @@ fn forwarded(head: &[u8]) -> Option<Vec<u8>> {
     for field in response.headers.iter() {
         let hop = ["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"];
         let named = |name: &&str| field.name.eq_ignore_ascii_case(name);
-        if !hop.iter().any(|name| named(&name)) && !field.name.eq_ignore_ascii_case("content-length") {
+        if !hop.iter().any(named) && !field.name.eq_ignore_ascii_case("content-length") {
             out.extend_from_slice(field.name.as_bytes());
             out.extend_from_slice(b": ");
             out.extend_from_slice(field.value);
