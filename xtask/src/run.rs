@@ -78,7 +78,7 @@ fn attend(child: &mut Child, signals: &mut Signals, endpoints: &Endpoints, kerne
     println!("    curl localhost:{}{}", endpoints.listen.port(), endpoints.path);
     println!("    curl localhost:{}/metrics", endpoints.metrics.port());
     if kernel {
-        println!("    bpftool map dump name verdicts");
+        println!("    bpftool map dump name gw_verdicts");
     }
     println!("Ctrl-C ends it.\n");
     for signal in signals.forever() {
