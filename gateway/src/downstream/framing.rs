@@ -59,10 +59,10 @@ fn search(window: &[u8]) -> Option<String> {
         if line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0") {
             (request_line, length, encoding) = (Some(line), false, false);
         } else if line.is_empty() {
-            if length && encoding {
-                found = request_line.map(|line| String::from_utf8_lossy(line).into_owned());
+            if let (Some(line), true, true) = (request_line, length, encoding) {
+                found = Some(String::from_utf8_lossy(line).into_owned());
             }
-            request_line = None;
+            (request_line, length, encoding) = (None, false, false);
         } else {
             length |= starts_with(line, b"content-length");
             encoding |= starts_with(line, b"transfer-encoding");
