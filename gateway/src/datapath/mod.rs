@@ -8,6 +8,7 @@ mod attach;
 mod counters;
 mod error;
 mod hosts;
+mod log;
 mod object;
 mod policy;
 mod program;
@@ -47,6 +48,7 @@ impl Datapath {
     /// Loads the kernel half and puts its first policy in force, attached to nothing.
     pub fn load(config: &Kernel, listeners: &[SocketAddr]) -> Result<Self, Error> {
         let mut bpf = object::load()?;
+        log::follow(&mut bpf);
         let slots = Slots::start(&mut bpf, config, listeners)?;
         Ok(Self { bpf, slots, links: Vec::new() })
     }

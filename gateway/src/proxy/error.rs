@@ -3,9 +3,10 @@
 //! Every status the gateway makes up itself comes from [`Failure`]; the body is problem+json
 //! (RFC 9457) or a small page for browsers, and never holds anything the client sent.
 
-use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE};
+use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
+use super::headers::X_REQUEST_ID;
 use crate::metrics::Outcome;
 
 #[derive(Debug)]
@@ -137,20 +138,20 @@ impl Failure {
     }
 
     /// The same as bytes on the wire, for a head that hyper itself refused.
-    pub fn raw(self, request_id: &str) -> Vec<u8> {
-        let response = self.response(Wants::Problem, request_id);
-        let status = response.status();
-        let mut out = format!("HTTP/1.1 {status}\r\n").into_bytes();
+    pub fn raw(self, request_id: HeaderValue, date: HeaderValue) -> Vec<u8> {
+        let mut response = self.response(Wants::Problem, request_id.to_str().unwrap_or_default());
+        let length = HeaderValue::from(response.body().len());
+        let added = [(X_REQUEST_ID, request_id), (DATE, date), (CONTENT_LENGTH, length)];
+        response.headers_mut().extend(added);
+        let mut out = format!("HTTP/1.1 {}\r\n", response.status()).into_bytes();
         for (name, value) in response.headers() {
             out.extend_from_slice(name.as_str().as_bytes());
             out.extend_from_slice(b": ");
             out.extend_from_slice(value.as_bytes());
             out.extend_from_slice(b"\r\n");
         }
-        let body = response.body();
-        out.extend_from_slice(
-            format!("x-request-id: {request_id}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes(),
-        );
+        out.extend_from_slice(b"\r\n");
+        out.extend_from_slice(response.body().as_bytes());
         out
     }
 }

@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::HOST;
+use http::header::{DATE, HOST};
 use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 
@@ -101,7 +101,7 @@ impl Proxy {
         let mut exchange = Exchange::begin(client, &self.local());
         exchange.answer(http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::BAD_REQUEST));
         exchange.fail(failure.outcome());
-        failure.raw(self.ids.next().to_str().unwrap_or_default())
+        failure.raw(self.ids.next(), self.date.borrow().clone())
     }
 
     /// Answers one request; every failure is a response.
@@ -126,7 +126,7 @@ impl Proxy {
                 exchange.answer(response.status());
                 Ok(response.map(|body| Body::upstream(body, lease, exchange)))
             }
-            Err(failure) => Ok(refuse(failure, wants, request_id, exchange)),
+            Err(failure) => Ok(refuse(failure, wants, request_id, &self.date.borrow(), exchange)),
         }
     }
 }
@@ -166,12 +166,19 @@ async fn answer(
     Ok(answered)
 }
 
-fn refuse(failure: Failure, wants: Wants, request_id: HeaderValue, mut exchange: Exchange) -> Response<Body> {
+fn refuse(
+    failure: Failure,
+    wants: Wants,
+    request_id: HeaderValue,
+    date: &HeaderValue,
+    mut exchange: Exchange,
+) -> Response<Body> {
     tracing::debug!(?failure, peer = %exchange.client().peer, "refused");
     exchange.fail(failure.outcome());
     let mut response = failure.response(wants, request_id.to_str().unwrap_or_default());
     exchange.answer(response.status());
     response.headers_mut().insert(headers::X_REQUEST_ID, request_id);
+    response.headers_mut().insert(DATE, date.clone());
     response.map(|body| Body::full(Bytes::from(body), exchange))
 }
 
