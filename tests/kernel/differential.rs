@@ -30,10 +30,15 @@ fn address(random: &mut Random, ipv4: bool, ours: bool) -> IpAddr {
     let host = random.below(8);
     let text = match (ipv4, ours) {
         (true, true) => random.pick(&["198.18.0.1", "198.18.0.1", "198.18.0.1", "198.18.0.2"]).to_owned(),
-        (true, false) => random.pick(&["192.0.2.", "203.0.113.", "203.0.113.20", "10.0.0."]).to_owned() + &host.to_string(),
-        (false, true) => random.pick(&["2001:db8::1", "2001:db8::1", "2001:db8::1", "2001:db8::2"]).to_owned(),
+        (true, false) => {
+            random.pick(&["192.0.2.", "203.0.113.", "203.0.113.20", "10.0.0."]).to_owned() + &host.to_string()
+        }
+        (false, true) => {
+            random.pick(&["2001:db8::1", "2001:db8::1", "2001:db8::1", "2001:db8::2"]).to_owned()
+        }
         (false, false) => {
-            let network = random.pick(&["2001:db8:a:", "2001:db8:d:", "2001:db8:e:", "2001:db8:e:", "::ffff:"]);
+            let network =
+                random.pick(&["2001:db8:a:", "2001:db8:d:", "2001:db8:e:", "2001:db8:e:", "::ffff:"]);
             format!("{network}{}::{host}", random.below(4)).replace("::ffff:", "0:0:0:")
         }
     };
@@ -102,11 +107,18 @@ fn random_packets_meet_the_models_verdicts() {
                 let (verdict, family) = model.judge(&frame);
                 let trial = program.run(&frame, 1).unwrap();
                 let action = verdict.action(false);
-                assert_eq!(trial.action, action, "seed {seed}, packet {place}, {entry:?}: {verdict:?} {frame:02x?}");
+                assert_eq!(
+                    trial.action, action,
+                    "seed {seed}, packet {place}, {entry:?}: {verdict:?} {frame:02x?}"
+                );
                 *expected.entry((verdict, family)).or_default() += 1;
                 *met.entry((verdict, family)).or_default() += 1;
             }
-            assert!(start.elapsed() < STANDSTILL, "the machine is too busy for this test: {:?}", start.elapsed());
+            assert!(
+                start.elapsed() < STANDSTILL,
+                "the machine is too busy for this test: {:?}",
+                start.elapsed()
+            );
             assert_eq!(packets(&datapath.counters().unwrap()), expected, "seed {seed}, {entry:?}");
         }
     }

@@ -90,7 +90,9 @@ fn ipv4(packet: &[u8]) -> Result<(Request, Family), (Verdict, Family)> {
         1 => return Err(malformed),
         _ => return Err(not_ours),
     }
-    let address = |from: usize| IpAddr::V4(Ipv4Addr::new(header[from], header[from + 1], header[from + 2], header[from + 3]));
+    let address = |from: usize| {
+        IpAddr::V4(Ipv4Addr::new(header[from], header[from + 1], header[from + 2], header[from + 3]))
+    };
     tcp(packet.get(length..).unwrap_or_default(), Family::Ipv4, address(12), address(16))
 }
 

@@ -3,7 +3,6 @@
 //!
 //! Each row is the median of several runs of BPF_PROG_TEST_RUN over one packet, which stays in the cache.
 
-
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -16,7 +15,6 @@ use gateway_tests::kernel::bpf::{Constant, XDP_DROP, XDP_PASS};
 use gateway_tests::kernel::packet::{ACK, Extension, Packet, UDP};
 use gateway_tests::kernel::policy;
 use rustix::thread::{CpuSet, sched_setaffinity};
-
 
 const RUNS: usize = 7;
 const REPEAT: u32 = 1_000_000;
@@ -72,7 +70,8 @@ fn rows() -> Vec<Row> {
         deny: policy::networks(deny),
         ..ample()
     };
-    let chain = vec![Extension::HopByHop, Extension::Destination, Extension::Routing, Extension::Authentication];
+    let chain =
+        vec![Extension::HopByHop, Extension::Destination, Extension::Routing, Extension::Authentication];
     vec![
         ("no IP", ample(), Packet { ethertype: Some(0x0806), ..v4() }, NotOurs),
         ("no TCP", ample(), Packet { protocol: UDP, ..v4() }, NotOurs),
@@ -86,7 +85,12 @@ fn rows() -> Vec<Row> {
         ("IPv6", spent, v6(), OverBudget),
         ("IPv4", ample(), v4(), Pass),
         ("IPv4, both lists missed", lists(&["10.0.0.0/8"], &["11.0.0.0/8"]), v4(), Pass),
-        ("IPv4, QinQ and IP options", ample(), Packet { vlans: vec![0x88a8, 0x8100], option_words: 4, ..v4() }, Pass),
+        (
+            "IPv4, QinQ and IP options",
+            ample(),
+            Packet { vlans: vec![0x88a8, 0x8100], option_words: 4, ..v4() },
+            Pass,
+        ),
         ("IPv6", ample(), v6(), Pass),
         ("IPv6, four extension headers", ample(), Packet { extensions: chain, ..v6() }, Pass),
     ]
@@ -113,7 +117,9 @@ fn measure(
 /// each run, and a single run carries the cost of starting its clock.
 fn rotate(program: &Program) -> Result<Duration> {
     let frames: Vec<Vec<u8>> = (0..SOURCES)
-        .map(|source| Packet { source: IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + source)), ..v4() }.bytes())
+        .map(|source| {
+            Packet { source: IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + source)), ..v4() }.bytes()
+        })
         .collect();
     let mut total = Duration::ZERO;
     for frame in &frames {

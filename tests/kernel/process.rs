@@ -46,7 +46,9 @@ fn start(network: &Network, config: Value, adjust: impl FnOnce(&mut Command) + S
 /// Starts in the gateway's namespace what is expected to end by itself.
 fn refused(network: &Network, config: Value, arguments: &[&str]) -> Exit {
     let (directory, file) = folder(&complete(config));
-    network.gateway.run(|| Gateway::exit_of(command(directory.path()).arg("--config").arg(&file).args(arguments)))
+    network
+        .gateway
+        .run(|| Gateway::exit_of(command(directory.path()).arg("--config").arg(&file).args(arguments)))
 }
 
 /// Puts `words` before the command.

@@ -86,7 +86,10 @@ fn one_loud_client(mode: KernelMode, hook: Hook, ours: &str, loud: &str, quiet: 
     assert!(dropped >= 15 - served as u64, "{dropped} dropped");
     answers(&mut kept);
 
-    network.gateway.run(|| datapath.apply(&Kernel { mode, ..on_edge(budget(1_000, 1_000)) }, &[place])).unwrap();
+    network
+        .gateway
+        .run(|| datapath.apply(&Kernel { mode, ..on_edge(budget(1_000, 1_000)) }, &[place]))
+        .unwrap();
     assert_eq!(hooks(&datapath), [hook], "a reload attaches nothing anew");
     assert_eq!(connects(&network, loud, place, 50), 50, "after the reload");
     assert_eq!(datapath.counters().unwrap().packets(Verdict::OverBudget), dropped);
@@ -131,7 +134,10 @@ fn nothing_stays_attached() {
     // Nor does a start that fails at its second interface.
     let half = Kernel { interfaces: vec![EDGE.to_owned(), "nowhere0".to_owned()], ..open() };
     let error = start(&network, &half, place).err().expect("there is no such interface");
-    assert_eq!(error.to_string(), "no network interface named \"nowhere0\": `ip link` lists those of this host");
+    assert_eq!(
+        error.to_string(),
+        "no network interface named \"nowhere0\": `ip link` lists those of this host"
+    );
     assert_eq!(network.gateway.xdp_on(EDGE), "");
 }
 
@@ -155,9 +161,7 @@ fn somebody_elses_program_is_left_alone() {
     let theirs = Constant::load(XDP_PASS).unwrap();
     let index = network.gateway.index(EDGE);
     for flags in [1 << 1, 1 << 2] {
-        let link = network.gateway.run(|| {
-            sys::link_create(theirs.as_fd(), index, sys::LinkType::Xdp, flags)
-        });
+        let link = network.gateway.run(|| sys::link_create(theirs.as_fd(), index, sys::LinkType::Xdp, flags));
         let link = link.unwrap();
         let before = network.gateway.xdp_on(EDGE);
         let error = start(&network, &on_edge(open()), place).err().expect("the hook is taken");
@@ -179,7 +183,8 @@ fn any_address_follows_the_host() {
     let place = echo(&network, "0.0.0.0:0");
     let at = |address: &str| SocketAddr::new(address.parse::<IpAddr>().unwrap(), place.port());
     let changes = network.gateway.run(AddressChanges::new).unwrap();
-    let mut datapath = start(&network, &on_edge(Kernel { deny: networks(&["10.77.0.3/32"]), ..open() }), place).unwrap();
+    let mut datapath =
+        start(&network, &on_edge(Kernel { deny: networks(&["10.77.0.3/32"]), ..open() }), place).unwrap();
     assert!(connect(&network, "10.77.0.3", at("10.77.0.1")).is_none());
     assert!(!network.gateway.run(|| datapath.refresh()).unwrap(), "nothing has changed yet");
 

@@ -36,7 +36,10 @@ fn check(
     (verdict, family): (Verdict, Family),
 ) {
     let before = datapath.counters().unwrap();
-    let trial = datapath.program(entry).and_then(|program| program.run(frame, 1)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let trial = datapath
+        .program(entry)
+        .and_then(|program| program.run(frame, 1))
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
     let after = datapath.counters().unwrap();
     for ((cell, other, was), (_, _, is)) in before.iter().zip(after.iter()) {
         let here = (cell, other) == (verdict, family);
@@ -96,7 +99,12 @@ fn what_is_a_connection_request_to_us() {
         ("v6, VLAN", Packet { vlans: vec![0x8100], ..v6() }, Pass, Ipv6),
         ("v6, QinQ", Packet { vlans: vec![0x88a8, 0x8100], ..v6() }, Pass, Ipv6),
         ("v6, says version 4", Packet { version: 4, ..v6() }, Malformed, Ipv6),
-        ("v6, each extension", Packet { extensions: vec![HopByHop, Destination, Routing, Authentication], ..v6() }, Pass, Ipv6),
+        (
+            "v6, each extension",
+            Packet { extensions: vec![HopByHop, Destination, Routing, Authentication], ..v6() },
+            Pass,
+            Ipv6,
+        ),
         ("v6, eight extensions", Packet { extensions: vec![Destination; 8], ..v6() }, Pass, Ipv6),
         ("v6, nine extensions", Packet { extensions: vec![Destination; 9], ..v6() }, Malformed, Ipv6),
         ("v6, unknown extension", Packet { extensions: vec![HopByHop, Unknown(253)], ..v6() }, NotOurs, Ipv6),
@@ -104,10 +112,20 @@ fn what_is_a_connection_request_to_us() {
         ("v6, first fragment", Packet { extensions: vec![Fragment(0)], ..v6() }, Pass, Ipv6),
         ("v6, fragment at 1", Packet { extensions: vec![Fragment(1)], ..v6() }, Malformed, Ipv6),
         ("v6, later fragment", Packet { extensions: vec![Fragment(2)], ..v6() }, NotOurs, Ipv6),
-        ("v6, later fragment of a chain", Packet { extensions: vec![HopByHop, Fragment(1), Destination], ..v6() }, NotOurs, Ipv6),
+        (
+            "v6, later fragment of a chain",
+            Packet { extensions: vec![HopByHop, Fragment(1), Destination], ..v6() },
+            NotOurs,
+            Ipv6,
+        ),
         ("v6, TCP header too short", Packet { tcp_words: 0, ..v6() }, Malformed, Ipv6),
         ("v6 from a mapped address", from("::ffff:192.0.2.7"), Malformed, Ipv6),
-        ("v6 to a mapped address", Packet { destination: "::ffff:198.18.0.1".parse().unwrap(), ..v6() }, Malformed, Ipv6),
+        (
+            "v6 to a mapped address",
+            Packet { destination: "::ffff:198.18.0.1".parse().unwrap(), ..v6() },
+            Malformed,
+            Ipv6,
+        ),
     ];
     check_all(&open(), &rows);
 }
@@ -118,7 +136,13 @@ fn lists_in_their_order() {
     use Verdict::{Allowed, Denied, NotOurs, Pass};
     let policy = Kernel {
         allow: networks(&["203.0.113.128/25", "2001:db8:a::/48", "192.0.2.200/32"]),
-        deny: networks(&["203.0.113.0/24", "2001:db8:a:1::/64", "2001:db8:d::/48", "192.0.2.200/32", "10.0.0.0/8"]),
+        deny: networks(&[
+            "203.0.113.0/24",
+            "2001:db8:a:1::/64",
+            "2001:db8:d::/48",
+            "192.0.2.200/32",
+            "10.0.0.0/8",
+        ]),
         ..open()
     };
     let rows: Vec<Row> = vec![
@@ -180,7 +204,8 @@ fn a_budget_is_one_sources_own() {
 /// Cut at every byte: what is still there decides, and nothing is ever dropped for being short.
 #[test]
 fn truncated_at_every_byte() {
-    let chain = vec![Extension::HopByHop, Extension::Authentication, Extension::Fragment(0), Extension::Destination];
+    let chain =
+        vec![Extension::HopByHop, Extension::Authentication, Extension::Fragment(0), Extension::Destination];
     let whole = [
         v4(),
         Packet { option_words: 4, vlans: vec![0x88a8, 0x8100], ..v4() },
@@ -219,7 +244,9 @@ fn a_new_policy_leaves_nothing_of_the_old() {
     let allowed = Kernel { allow: networks(&["192.0.2.0/24"]), ..open() };
     let elsewhere = listeners(&["198.18.0.1:81"]);
     for round in 0..3 {
-        for (policy, expected) in [(&denied, Verdict::Denied), (&allowed, Verdict::Allowed), (&open(), Verdict::Pass)] {
+        for (policy, expected) in
+            [(&denied, Verdict::Denied), (&allowed, Verdict::Allowed), (&open(), Verdict::Pass)]
+        {
             datapath.apply(policy, &listeners(&LISTENERS)).unwrap();
             let name = format!("round {round}");
             check(&mut datapath, Entry::Xdp, policy, &name, &v4().bytes(), (expected, Family::Ipv4));

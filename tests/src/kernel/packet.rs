@@ -117,7 +117,9 @@ impl Packet {
                     bytes.extend([next, 0, high, low, 0, 0, 0, 9]);
                 }
                 // Its length counts words of four bytes, less two.
-                Extension::Authentication => bytes.extend([[next, 4], [0; 2]].concat().into_iter().chain([0; 20])),
+                Extension::Authentication => {
+                    bytes.extend([[next, 4], [0; 2]].concat().into_iter().chain([0; 20]))
+                }
                 // Length 1: sixteen bytes.
                 Extension::Destination => bytes.extend([[next, 1, 1, 12], [0; 4], [0; 4], [0; 4]].concat()),
                 Extension::HopByHop | Extension::Routing | Extension::Unknown(_) => {
