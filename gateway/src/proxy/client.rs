@@ -36,7 +36,7 @@ pub struct Client {
     pub phase: Cell<Phase>,
     /// How long a head may take; the snapshot in force sets it with each request.
     pub header_read: Cell<Duration>,
-    /// Method and target of a head that gave its length twice (`Content-Length` and `Transfer-Encoding`).
+    /// The request line of a head that gave its length twice (`Content-Length` and `Transfer-Encoding`).
     pub framed_twice: RefCell<Option<String>>,
     /// Interim responses to be sent before the final one.
     pub interim: RefCell<Vec<u8>>,

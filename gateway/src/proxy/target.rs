@@ -29,12 +29,12 @@ pub fn authority(parts: &Parts) -> &str {
 }
 
 fn framed_twice(parts: &Parts, client: &Client) -> bool {
-    let found = client.framed_twice.borrow_mut().take();
-    found.is_some_and(|line| {
-        line.split_once(' ').is_some_and(|(method, target)| {
-            method == parts.method.as_str() && target.parse::<Uri>().is_ok_and(|target| target == parts.uri)
-        })
-    })
+    let Some(line) = client.framed_twice.borrow_mut().take() else { return false };
+    // `POST /x HTTP/1.1`, perhaps with the end of another request's body before it.
+    let mut words = line.rsplit(' ').skip(1);
+    let target = words.next().and_then(|target| target.parse::<Uri>().ok());
+    let method = words.next().unwrap_or_default();
+    target.as_ref() == Some(&parts.uri) && method.ends_with(parts.method.as_str())
 }
 
 fn settle_host(parts: &mut Parts) -> Result<(), Failure> {
