@@ -8,6 +8,12 @@ use core::net::{IpAddr, Ipv6Addr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address(pub [u8; 16]);
 
+/// Which bits of an address count, by its words as they lie in memory.
+pub type Mask = [u32; 4];
+
+/// The third word of every mapped address.
+const MAPPED: u32 = 0xffff_u32.to_be();
+
 /// What a frame carries; the second dimension of the counters.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,54 +38,63 @@ impl Family {
 }
 
 impl Address {
-    /// The mapped form of an IPv4 address given in network order.
+    /// An address from its four words as they lie in memory.
+    ///
+    /// The kernel half handles addresses by words: BPF code that touches their bytes one by one waits
+    /// for each of them (25 ns of a judgement of 120).
     #[inline(always)]
-    pub const fn from_ipv4([a, b, c, d]: [u8; 4]) -> Self {
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    pub fn from_words(words: [u32; 4]) -> Self {
+        let mut bytes = [0; 16];
+        for (chunk, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
+            *chunk = word.to_ne_bytes();
+        }
+        Self(bytes)
+    }
+
+    /// The mapped form of an IPv4 address, given as it lies in memory.
+    #[inline(always)]
+    pub fn from_ipv4(word: u32) -> Self {
+        Self::from_words([0, 0, MAPPED, word])
     }
 
     /// Whether this is an IPv4 address. On the wire no IPv6 packet may carry one (RFC 4291, 2.5.5.2).
     #[inline(always)]
-    pub const fn is_mapped(&self) -> bool {
-        let (high, low) = self.halves();
-        high == 0 && u64::from_be(low) >> 32 == 0xffff
+    pub fn is_mapped(&self) -> bool {
+        let [first, second, third, _] = self.words();
+        first == 0 && second == 0 && third == MAPPED
     }
 
     /// This address with only the bits of `mask` kept.
     #[inline(always)]
-    pub const fn masked(&self, mask: &Self) -> Self {
-        let ((high, low), (mask_high, mask_low)) = (self.halves(), mask.halves());
-        Self::from_halves(high & mask_high, low & mask_low)
-    }
-
-    /// The mask that keeps the first `bits` bits; more than 128 keep all.
-    pub const fn mask(bits: u8) -> Self {
-        let kept = match bits {
-            0 => 0,
-            1..=127 => u128::MAX << (128 - bits),
-            128..=255 => u128::MAX,
-        };
-        Self(kept.to_be_bytes())
-    }
-
-    /// The two words in memory order. Two words and not a `u128`, which BPF has no registers for.
-    #[inline(always)]
-    const fn halves(&self) -> (u64, u64) {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
-        (u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p]))
+    pub fn masked(&self, mask: &Mask) -> Self {
+        let ([a, b, c, d], [e, f, g, h]) = (self.words(), mask);
+        Self::from_words([a & e, b & f, c & g, d & h])
     }
 
     #[inline(always)]
-    const fn from_halves(high: u64, low: u64) -> Self {
-        let ([a, b, c, d, e, f, g, h], [i, j, k, l, m, n, o, p]) = (high.to_ne_bytes(), low.to_ne_bytes());
-        Self([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])
+    fn words(&self) -> [u32; 4] {
+        let mut words = [0; 4];
+        for (word, chunk) in words.iter_mut().zip(self.0.as_chunks().0) {
+            *word = u32::from_ne_bytes(*chunk);
+        }
+        words
     }
+}
+
+/// The mask that keeps the first `bits` bits; more than 128 keep all.
+pub fn mask(bits: u8) -> Mask {
+    let kept = match bits {
+        0 => 0,
+        1..=127 => u128::MAX << (128 - bits),
+        128..=255 => u128::MAX,
+    };
+    Address(kept.to_be_bytes()).words()
 }
 
 impl From<IpAddr> for Address {
     fn from(address: IpAddr) -> Self {
         match address {
-            IpAddr::V4(address) => Self::from_ipv4(address.octets()),
+            IpAddr::V4(address) => Self::from_ipv4(u32::from_ne_bytes(address.octets())),
             IpAddr::V6(address) => Self(address.octets()),
         }
     }
@@ -107,11 +122,11 @@ mod tests {
     #[test]
     fn a_mask_keeps_its_bits_and_no_more() {
         for bits in 0..=128u8 {
-            let mask = u128::from_be_bytes(Address::mask(bits).0);
+            let mask = u128::from_be_bytes(Address::from_words(mask(bits)).0);
             assert_eq!((mask.leading_ones(), mask.count_ones()), (bits.into(), bits.into()));
         }
         let address = Address::from("2001:db8:1:2:3:4:5:6".parse::<IpAddr>().unwrap());
-        assert_eq!(address.masked(&Address::mask(64)), "2001:db8:1:2::".parse::<IpAddr>().unwrap().into());
-        assert_eq!(address.masked(&Address::mask(128)), address);
+        assert_eq!(address.masked(&mask(64)), "2001:db8:1:2::".parse::<IpAddr>().unwrap().into());
+        assert_eq!(address.masked(&mask(128)), address);
     }
 }

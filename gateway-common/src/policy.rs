@@ -3,7 +3,7 @@
 //! There are two slots of everything. The selector names the one in force; userspace writes the other
 //! and flips. A packet reads the selector once, so it is judged by one policy from end to end.
 
-use crate::addr::{Address, Family};
+use crate::addr::{Address, Family, Mask};
 use crate::limit::Budget;
 
 /// Number of slots.
@@ -25,7 +25,7 @@ pub struct Policy {
     /// New connections of one source.
     pub budget: Budget,
     /// The bits of an IPv6 address that tell sources apart.
-    pub ipv6_mask: Address,
+    pub ipv6_mask: Mask,
     /// `MONITOR`, `HAS_ALLOW`, `HAS_DENY`.
     pub flags: u32,
     /// Counts the budgets of this process: a new one starts every source with a full bucket.

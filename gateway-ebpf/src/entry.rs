@@ -59,6 +59,24 @@ impl Frame for XdpContext {
     }
 
     #[inline(always)]
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let start = self.data() + offset;
+        if start + N * 4 > self.data_end() {
+            return None;
+        }
+        // By halves: a frame begins at an even address, and its IP header 14 bytes behind that.
+        let half = |place: usize| {
+            // SAFETY: as in `read`; even, since the start of the frame and `offset` are.
+            u32::from(unsafe { *((start + place * 2) as *const u16) })
+        };
+        let mut words = [0; N];
+        for (place, word) in words.iter_mut().enumerate() {
+            *word = half(place * 2) | half(place * 2 + 1) << 16;
+        }
+        Some(words)
+    }
+
+    #[inline(always)]
     fn length(&self) -> u64 {
         (self.data_end() - self.data()) as u64
     }
@@ -75,6 +93,11 @@ impl Frame for TcContext {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         // By helper and not by pointer: a merged or fragmented skb keeps its bytes in several places.
         self.load::<[u8; N]>(offset).ok()
+    }
+
+    #[inline(always)]
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        self.load::<[u32; N]>(offset).ok()
     }
 
     #[inline(always)]

@@ -10,6 +10,8 @@ use gateway_common::{Address, Family, Verdict};
 pub trait Frame {
     /// Copies `N` bytes from `offset` on; `None` when the frame ends before.
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+    /// The same for whole words, as they lie in memory. `offset` is even, as every header's is.
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
     /// Bytes of the frame.
     fn length(&self) -> u64;
     /// Tells a developer what became of it.
@@ -38,7 +40,6 @@ const MAX_VLAN_TAGS: usize = 2;
 const MAX_EXTENSIONS: usize = 8;
 
 const ETHERNET_BYTES: usize = 14;
-const IPV4_BYTES: usize = 20;
 const IPV6_BYTES: usize = 40;
 const TCP_BYTES: u8 = 20;
 
@@ -83,29 +84,11 @@ pub fn parse(frame: &impl Frame) -> Result<Request, Unjudged> {
 #[inline(always)]
 fn ipv4(frame: &impl Frame, offset: usize) -> Result<Request, Unjudged> {
     let family = Family::Ipv4;
-    let Some(header) = frame.read::<IPV4_BYTES>(offset) else { return Err(family.malformed()) };
-    let [
-        version_length,
-        _,
-        _,
-        _,
-        _,
-        _,
-        flags_high,
-        fragment_low,
-        _,
-        protocol,
-        _,
-        _,
-        s0,
-        s1,
-        s2,
-        s3,
-        d0,
-        d1,
-        d2,
-        d3,
-    ] = header;
+    let Some([start, middle, protocol, source, destination]) = frame.words(offset) else {
+        return Err(family.malformed());
+    };
+    let ([version_length, ..], [_, protocol, ..]) = (start.to_ne_bytes(), protocol.to_ne_bytes());
+    let [_, _, flags_high, fragment_low] = middle.to_ne_bytes();
     let words = version_length & 0x0f;
     if version_length >> 4 != 4 || words < 5 {
         return Err(family.malformed());
@@ -114,20 +97,19 @@ fn ipv4(frame: &impl Frame, offset: usize) -> Result<Request, Unjudged> {
         return Err(family.not_ours());
     }
     let fragment = u16::from_be_bytes([flags_high & 0x1f, fragment_low]);
-    let source = Address::from_ipv4([s0, s1, s2, s3]);
-    let destination = Address::from_ipv4([d0, d1, d2, d3]);
+    let (source, destination) = (Address::from_ipv4(source), Address::from_ipv4(destination));
     tcp(frame, offset + words as usize * 4, fragment, family, source, destination)
 }
 
 #[inline(always)]
 fn ipv6(frame: &impl Frame, offset: usize) -> Result<Request, Unjudged> {
     let family = Family::Ipv6;
-    let Some([version, _, _, _, _, _, mut next, _]) = frame.read::<8>(offset) else {
+    let Some([start, middle, s0, s1, s2, s3, d0, d1, d2, d3]) = frame.words(offset) else {
         return Err(family.malformed());
     };
-    let source = frame.read::<16>(offset + 8).map(Address);
-    let destination = frame.read::<16>(offset + 24).map(Address);
-    let (Some(source), Some(destination)) = (source, destination) else { return Err(family.malformed()) };
+    let ([version, ..], [_, _, mut next, _]) = (start.to_ne_bytes(), middle.to_ne_bytes());
+    let (source, destination) =
+        (Address::from_words([s0, s1, s2, s3]), Address::from_words([d0, d1, d2, d3]));
     // A mapped address on the wire would pose as an IPv4 source; the stack drops it.
     if version >> 4 != 6 || source.is_mapped() || destination.is_mapped() {
         return Err(family.malformed());

@@ -13,7 +13,7 @@ use aya::maps::{Array, HashMap, LpmTrie, Map};
 use gateway_common::limit::Budget;
 use gateway_common::maps::{ALLOW, DENY, LISTENERS, MAX_LISTENERS, MAX_NETWORKS, POLICY, SELECTOR};
 use gateway_common::policy::{HAS_ALLOW, HAS_DENY, Listener, MONITOR, Policy, Rule, SLOTS, Source};
-use gateway_common::{Address, Family};
+use gateway_common::{Address, Family, addr};
 use ipnet::IpNet;
 
 use super::error::Error;
@@ -109,7 +109,7 @@ fn policy(config: &Kernel, generation: u64, epoch: u32) -> Policy {
     Policy {
         generation,
         budget: Budget::new(config.connections_per_second, config.connection_burst),
-        ipv6_mask: Address::mask(config.ipv6_prefix),
+        ipv6_mask: addr::mask(config.ipv6_prefix),
         flags: flags.into_iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag),
         epoch,
     }
