@@ -6,7 +6,9 @@ use core::net::{IpAddr, Ipv6Addr};
 /// An IPv6 address, or an IPv4 one in its mapped form.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Address(pub [u8; 16]);
+pub struct Address {
+    pub octets: [u8; 16],
+}
 
 /// Which bits of an address count, by its words as they lie in memory.
 pub type Mask = [u32; 4];
@@ -44,11 +46,11 @@ impl Address {
     /// for each of them (25 ns of a judgement of 120).
     #[inline(always)]
     pub fn from_words(words: [u32; 4]) -> Self {
-        let mut bytes = [0; 16];
-        for (chunk, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
+        let mut octets = [0; 16];
+        for (chunk, word) in octets.as_chunks_mut().0.iter_mut().zip(words) {
             *chunk = word.to_ne_bytes();
         }
-        Self(bytes)
+        Self { octets }
     }
 
     /// The mapped form of an IPv4 address, given as it lies in memory.
@@ -74,7 +76,7 @@ impl Address {
     #[inline(always)]
     fn words(&self) -> [u32; 4] {
         let mut words = [0; 4];
-        for (word, chunk) in words.iter_mut().zip(self.0.as_chunks().0) {
+        for (word, chunk) in words.iter_mut().zip(self.octets.as_chunks().0) {
             *word = u32::from_ne_bytes(*chunk);
         }
         words
@@ -88,21 +90,21 @@ pub fn mask(bits: u8) -> Mask {
         1..=127 => u128::MAX << (128 - bits),
         128..=255 => u128::MAX,
     };
-    Address(kept.to_be_bytes()).words()
+    Address { octets: kept.to_be_bytes() }.words()
 }
 
 impl From<IpAddr> for Address {
     fn from(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(address) => Self::from_ipv4(u32::from_ne_bytes(address.octets())),
-            IpAddr::V6(address) => Self(address.octets()),
+            IpAddr::V6(address) => Self { octets: address.octets() },
         }
     }
 }
 
 impl From<Address> for IpAddr {
     fn from(address: Address) -> Self {
-        Self::V6(Ipv6Addr::from(address.0)).to_canonical()
+        Self::V6(Ipv6Addr::from(address.octets)).to_canonical()
     }
 }
 
@@ -122,7 +124,7 @@ mod tests {
     #[test]
     fn a_mask_keeps_its_bits_and_no_more() {
         for bits in 0..=128u8 {
-            let mask = u128::from_be_bytes(Address::from_words(mask(bits)).0);
+            let mask = u128::from_be_bytes(Address::from_words(mask(bits)).octets);
             assert_eq!((mask.leading_ones(), mask.count_ones()), (bits.into(), bits.into()));
         }
         let address = Address::from("2001:db8:1:2:3:4:5:6".parse::<IpAddr>().unwrap());

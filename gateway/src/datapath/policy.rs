@@ -138,7 +138,7 @@ fn write_listeners(bpf: &mut Ebpf, slot: u32, places: &BTreeMap<SocketAddr, u32>
 fn write_networks(bpf: &mut Ebpf, name: &'static str, slot: u32, networks: &[IpNet]) -> Result<(), Error> {
     let failed = Error::map(name);
     let mut trie = LpmTrie::<_, Source, Rule>::try_from(map_mut(bpf, name)?).map_err(&failed)?;
-    let ours = Family::ALL.map(|family| Source::new(slot, family, Address([0; 16])).scope);
+    let ours = Family::ALL.map(|family| Source::new(slot, family, Address::from_words([0; 4])).scope);
     let mut old = Vec::new();
     for key in trie.keys() {
         let key = key.map_err(&failed)?;
