@@ -86,7 +86,8 @@ impl Io {
 
     /// Puts back what hyper had read and not used.
     pub fn put_back(&self, bytes: Bytes) {
-        *self.unread.borrow_mut() = bytes;
+        // An empty slice would keep the whole buffer behind it.
+        *self.unread.borrow_mut() = if bytes.is_empty() { Bytes::new() } else { bytes };
     }
 
     /// Sends interim responses, unless bytes of an earlier response are still on their way.
@@ -131,7 +132,8 @@ impl Io {
         if shut.await.is_err() || self.ended.get() {
             return;
         }
-        let mut scrap = [0; 4096];
+        // On the heap: every idle connection's task would carry it otherwise.
+        let mut scrap = vec![0; 4096];
         std::future::poll_fn(|cx| {
             loop {
                 let mut buf = ReadBuf::new(&mut scrap);
