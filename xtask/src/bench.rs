@@ -4,11 +4,15 @@ use std::process::Command;
 
 use anyhow::Result;
 
+use crate::build;
 use crate::exec::{cargo, exec, root, target_dir};
 
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub struct Args {
+    /// Measure the profile-guided build instead of the plain one.
+    #[arg(long)]
+    pgo: bool,
     /// The bench's own arguments; `--help` lists them.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
@@ -16,7 +20,11 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     // Two builds: together, the bench's features of shared crates would find their way into the gateway.
-    exec(&mut cargo(&["build", "--release", "--package", "gateway"]))?;
+    if args.pgo {
+        build::guided()?
+    } else {
+        build::plain()?
+    };
     exec(&mut cargo(&["build", "--release", "--package", "bench"]))?;
     exec(Command::new(target_dir().join("release/bench")).args(&args.args).current_dir(root()))
 }

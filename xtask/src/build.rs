@@ -35,7 +35,8 @@ pub fn plain() -> Result<PathBuf> {
     Ok(target_dir().join("release/gateway"))
 }
 
-fn guided() -> Result<PathBuf> {
+/// The binary built twice, the second time by a profile of the first.
+pub fn guided() -> Result<PathBuf> {
     let host = host()?;
     let profdata = llvm_profdata(&host)?;
     let dir = fs::canonicalize(root())?.join("target/pgo");
