@@ -124,8 +124,13 @@ impl Io {
     }
 
     /// Ends the output and takes in what the client is still sending, so that closing does not
-    /// reset the connection under an answer it has not read yet (RFC 9112 §9.6).
+    /// reset the connection under an answer it has not read yet (RFC 9112 §9.6). Where nothing more
+    /// can come, the socket is simply dropped.
     pub async fn close(&self, patient: impl Fn() -> bool) {
+        let more = std::future::poll_fn(|cx| Poll::Ready(self.poll_readable(cx).is_ready())).await;
+        if !more && !self.client.unread.get() {
+            return;
+        }
         let shut = std::future::poll_fn(|cx| match &mut *self.stream.borrow_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
         });

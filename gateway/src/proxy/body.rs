@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::client::{Client, Phase};
+use super::client::Client;
 use super::exchange::Exchange;
 use crate::metrics::Outcome;
 use crate::upstream;
@@ -29,7 +29,7 @@ impl RequestBody {
     /// Wraps what the client sends, so that its end is noticed.
     pub fn new(body: Incoming, client: &Rc<Client>) -> Self {
         if body.is_end_stream() {
-            client.phase.set(Phase::Received);
+            client.request_ended();
             return Self::Empty;
         }
         Self::Incoming { body, client: client.clone() }
@@ -49,8 +49,8 @@ impl http_body::Body for RequestBody {
             Self::Incoming { body, client } => {
                 let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
                 let ended = frame.as_ref().is_none_or(|frame| frame.as_ref().is_ok_and(Frame::is_trailers));
-                if (ended || body.is_end_stream()) && client.phase.get() == Phase::Receiving {
-                    client.phase.set(Phase::Received);
+                if ended || body.is_end_stream() {
+                    client.request_ended();
                 }
                 Poll::Ready(frame)
             }

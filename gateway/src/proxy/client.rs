@@ -34,6 +34,8 @@ pub struct Client {
     /// The connection's task, for what is polled inside it.
     pub mute: Mute,
     pub phase: Cell<Phase>,
+    /// The request answered last was not read to its end: its rest may still come.
+    pub unread: Cell<bool>,
     /// How long a head may take; the snapshot in force sets it with each request.
     pub header_read: Cell<Duration>,
     /// The request line of a head that gave its length twice (`Content-Length` and `Transfer-Encoding`).
@@ -59,6 +61,7 @@ impl Client {
             timer,
             mute: Mute::new(task.clone()),
             phase: Cell::new(Phase::Idle),
+            unread: Cell::new(false),
             header_read: Cell::new(header_read),
             framed_twice: RefCell::default(),
             interim: RefCell::default(),
@@ -70,6 +73,20 @@ impl Client {
     pub fn head_began(&self) {
         self.phase.set(Phase::Head);
         self.timer.arm(self.timer.now().plus(self.header_read.get()));
+    }
+
+    /// A request's head has come.
+    pub fn request_began(&self) {
+        self.phase.set(Phase::Receiving);
+        self.unread.set(true);
+    }
+
+    /// The request has come to its end.
+    pub fn request_ended(&self) {
+        if self.phase.get() == Phase::Receiving {
+            self.phase.set(Phase::Received);
+        }
+        self.unread.set(false);
     }
 
     /// Whether a request is being answered.

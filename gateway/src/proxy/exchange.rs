@@ -26,7 +26,7 @@ const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 impl Exchange {
     pub fn begin(client: &Rc<Client>, local: &Rc<Local>) -> Self {
-        client.phase.set(Phase::Receiving);
+        client.request_began();
         Self {
             client: client.clone(),
             local: local.clone(),
