@@ -4,8 +4,8 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::build;
-use crate::exec::{cargo, exec, root, target_dir};
+use crate::exec::{cargo, exec, is_root, root, target_dir};
+use crate::{build, build_ebpf};
 
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
@@ -13,12 +13,18 @@ pub struct Args {
     /// Measure the profile-guided build instead of the plain one.
     #[arg(long)]
     pgo: bool,
+    /// Measure the kernel half alone: nanoseconds per verdict (root). The whole bench ends with it.
+    #[arg(long)]
+    kernel: bool,
     /// The bench's own arguments; `--help` lists them.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if args.kernel {
+        return verdicts();
+    }
     // Two builds: together, the bench's features of shared crates would find their way into the gateway.
     if args.pgo {
         build::guided()?
@@ -26,5 +32,12 @@ pub fn run(args: &Args) -> Result<()> {
         build::plain()?
     };
     exec(&mut cargo(&["build", "--release", "--package", "bench"]))?;
-    exec(Command::new(target_dir().join("release/bench")).args(&args.args).current_dir(root()))
+    exec(Command::new(target_dir().join("release/bench")).args(&args.args).current_dir(root()))?;
+    if args.args.is_empty() && is_root() { verdicts() } else { Ok(()) }
+}
+
+/// What judging one packet costs, by BPF_PROG_TEST_RUN.
+fn verdicts() -> Result<()> {
+    build_ebpf::run(&build_ebpf::Args::default())?;
+    exec(&mut cargo(&["run", "--package", "gateway-tests", "--bin", "kernel-ns"]))
 }
