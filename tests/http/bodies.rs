@@ -1,0 +1,189 @@
+//! Bodies of both directions: framing, trailers, back-pressure.
+
+use std::io::Read;
+use std::sync::{Mutex, mpsc};
+use std::time::Duration;
+
+use gateway_tests::client::get;
+use gateway_tests::upstream::ok;
+use gateway_tests::{Gate, Gateway, PATIENCE, Upstream};
+
+const MIB: usize = 1024 * 1024;
+const BIG: usize = 64 * MIB;
+/// How long nobody may take a byte before a sender counts as held back.
+const STALLED: Duration = Duration::from_millis(500);
+/// A body that is buffered whole would show in the gateway's memory eight times over.
+const GROWTH_KIB: u64 = 8 * 1024;
+
+#[test]
+fn a_request_s_body_arrives_as_it_was_sent() {
+    let upstream = Upstream::ok();
+    let gateway = Gateway::to(&upstream);
+    let mut client = gateway.connect();
+    for (framing, body, want) in [
+        ("Content-Length: 5", "hello", "hello"),
+        ("Content-Length: 0", "", ""),
+        ("Transfer-Encoding: chunked", "3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n", "hello"),
+        ("Transfer-Encoding: chunked", "5;ext=\"a\"\r\nhello\r\n000\r\n\r\n", "hello"),
+        ("Transfer-Encoding: CHUNKED", "0\r\n\r\n", ""),
+    ] {
+        let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n");
+        assert_eq!(client.send(format!("{head}{body}")).response().status(), 200, "{framing}");
+        assert_eq!(upstream.last().text(), want, "{framing}: {body}");
+    }
+}
+
+#[test]
+fn a_response_s_body_arrives_as_it_was_sent() {
+    for (framing, body, keeps) in [
+        ("Content-Length: 5\r\n", "hello", true),
+        ("Transfer-Encoding: chunked\r\n", "3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n", true),
+        ("Connection: close\r\n", "hello", false),
+        ("", "hello", false),
+    ] {
+        let upstream = Upstream::start(move |mut conn| {
+            while conn.request().is_some() {
+                conn.send(format!("HTTP/1.1 200 OK\r\n{framing}\r\n{body}"));
+                if !keeps {
+                    return;
+                }
+            }
+        });
+        let gateway = Gateway::to(&upstream);
+        let mut client = gateway.connect();
+        for _ in 0..2 {
+            assert_eq!(client.get("/").text(), "hello", "{framing:?}");
+        }
+        assert_eq!(upstream.connections(), if keeps { 1 } else { 2 }, "{framing:?}");
+    }
+}
+
+#[test]
+fn an_http_1_0_upstream_ends_its_body_by_closing() {
+    let upstream = Upstream::start(|mut conn| {
+        conn.request();
+        conn.send("HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nhello");
+    });
+    let gateway = Gateway::to(&upstream);
+    let mut client = gateway.connect();
+    for _ in 0..2 {
+        let response = client.get("/");
+        assert_eq!((response.start.as_str(), response.text().as_str()), ("HTTP/1.1 200 OK", "hello"));
+        assert_eq!(response.field("via"), Some("1.0 gateway"));
+    }
+}
+
+#[test]
+fn trailers_pass_both_ways() {
+    let upstream = Upstream::start(|mut conn| {
+        while conn.request().is_some() {
+            conn.send(
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n\
+                 5\r\nhello\r\n0\r\nX-Sum: down\r\n\r\n",
+            );
+        }
+    });
+    let gateway = Gateway::to(&upstream);
+    let mut client = gateway.connect();
+    for _ in 0..2 {
+        let response = client
+            .send(
+                "POST / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: TE\r\nTransfer-Encoding: chunked\r\n\
+                 Trailer: X-Sum\r\n\r\n3\r\nabc\r\n0\r\nX-Sum: up\r\n\r\n",
+            )
+            .response();
+        assert_eq!(response.text(), "hello");
+        assert_eq!(response.trailers, [("x-sum".to_owned(), "down".to_owned())], "{response}");
+        let sent = upstream.last();
+        assert_eq!((sent.text().as_str(), sent.field("te")), ("abc", Some("trailers")));
+        assert_eq!(sent.trailers, [("x-sum".to_owned(), "up".to_owned())], "{sent}");
+    }
+}
+
+#[test]
+fn bytes_pass_as_they_come() {
+    let (next, more) = mpsc::channel();
+    let more = Mutex::new(more);
+    let upstream = Upstream::start(move |mut conn| {
+        conn.request();
+        conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+        for piece in more.lock().unwrap().iter() {
+            let piece: &str = piece;
+            conn.send(format!("{:x}\r\n{piece}\r\n", piece.len()));
+        }
+        conn.send("0\r\n\r\n");
+    });
+    let gateway = Gateway::to(&upstream);
+    let mut client = gateway.connect();
+    client.send(get("/"));
+    assert_eq!(client.head().status(), 200);
+    for piece in ["first", "second", "third"] {
+        next.send(piece).unwrap();
+        let chunk = gateway_tests::message::read_chunk(&mut client.reader).unwrap();
+        assert_eq!(chunk.as_deref(), Some(piece.as_bytes()));
+    }
+    drop(next);
+    assert_eq!(gateway_tests::message::read_chunk(&mut client.reader).unwrap(), None);
+}
+
+#[test]
+fn a_response_may_come_before_the_request_has_ended() {
+    let upstream = Upstream::start(|mut conn| {
+        conn.head();
+        conn.send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig");
+        conn.wait_closed();
+    });
+    let gateway = Gateway::to(&upstream);
+    let mut client = gateway.connect();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nabc");
+    let response = client.response();
+    assert_eq!((response.status(), response.text().as_str()), (413, "big"));
+    client.half_close();
+    client.rest().expect("an orderly end");
+}
+
+#[test]
+fn a_client_that_reads_slowly_holds_the_upstream_back() {
+    let (stalled, held_back) = mpsc::channel();
+    let stalled = Mutex::new(stalled);
+    let upstream = Upstream::start(move |mut conn| {
+        conn.request();
+        conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {BIG}\r\n\r\n"));
+        let sent = conn.send_until_stalled(BIG, STALLED);
+        stalled.lock().unwrap().send(sent).unwrap();
+        conn.send(vec![b'x'; BIG - sent]);
+    });
+    let gateway = Gateway::to(&upstream);
+    let before = gateway.memory_kib("VmHWM");
+    let mut client = gateway.connect();
+    client.send(get("/"));
+    let sent = held_back.recv_timeout(PATIENCE).unwrap();
+    assert!(sent < BIG, "the gateway took the whole body from a client that reads none of it");
+    assert_eq!(client.response().body.len(), BIG);
+    let grown = gateway.memory_kib("VmHWM") - before;
+    assert!(grown < GROWTH_KIB, "{grown} KiB more for a body of {} KiB", BIG / 1024);
+}
+
+#[test]
+fn an_upstream_that_reads_slowly_holds_the_client_back() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let upstream = Upstream::start(move |mut conn| {
+        conn.head();
+        opened.wait();
+        let got = std::io::copy(&mut conn.reader.by_ref().take(BIG as u64), &mut std::io::sink()).unwrap();
+        conn.send(ok(&got.to_string()));
+        conn.wait_closed();
+    });
+    let gateway = Gateway::to(&upstream);
+    let before = gateway.memory_kib("VmHWM");
+    let mut client = gateway.connect();
+    client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {BIG}\r\n\r\n"));
+    let sent = client.send_until_stalled(BIG, STALLED);
+    assert!(sent < BIG, "the gateway took the whole body for an upstream that reads none of it");
+    gate.open();
+    client.send(vec![b'x'; BIG - sent]);
+    assert_eq!(client.response().text(), BIG.to_string());
+    let grown = gateway.memory_kib("VmHWM") - before;
+    assert!(grown < GROWTH_KIB, "{grown} KiB more for a body of {} KiB", BIG / 1024);
+}

@@ -1,0 +1,14 @@
+//! HTTP through a running gateway: what issue and semantics promise, one file per promise.
+
+mod bad_input;
+mod bodies;
+mod connections;
+mod errors;
+mod headers;
+mod limits;
+mod metrics;
+mod mutations;
+mod paths;
+mod routing;
+mod start;
+mod upstreams;

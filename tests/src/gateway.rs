@@ -1,0 +1,215 @@
+//! A running gateway: the real binary in a process of its own, ended when the test lets go of it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::log::Log;
+use crate::metrics::Metrics;
+use crate::{Client, Message, PATIENCE, Upstream, binary};
+
+pub struct Gateway {
+    /// Where clients connect.
+    pub address: SocketAddr,
+    pub metrics: SocketAddr,
+    pub file: PathBuf,
+    pub log: Log,
+    child: Child,
+    directory: TempDir,
+}
+
+/// How a gateway ended that was not to run on.
+#[derive(Debug)]
+pub struct Exit {
+    /// `None`: a signal ended it.
+    pub code: Option<i32>,
+    pub lines: Vec<String>,
+}
+
+impl Gateway {
+    /// Runs on `config` until it is ready. Addresses that it leaves out are free ports of the loopback,
+    /// workers two.
+    #[track_caller]
+    pub fn start(config: Value) -> Self {
+        let directory = TempDir::new().expect("there is room for a folder");
+        let file = directory.path().join("gateway.json");
+        write(&file, config);
+        Self::run(directory, file, |_| {})
+    }
+
+    /// One route for every path to `upstream`.
+    #[track_caller]
+    pub fn to(upstream: &Upstream) -> Self {
+        Self::start(route_to(&upstream.url()))
+    }
+
+    /// Runs on `file`, in `directory`; `adjust` may change the command.
+    #[track_caller]
+    pub fn run(directory: TempDir, file: PathBuf, adjust: impl FnOnce(&mut Command)) -> Self {
+        let mut command = command(directory.path());
+        command.arg("--config").arg(&file);
+        adjust(&mut command);
+        Self::spawn(command, directory, file)
+    }
+
+    /// Runs in `directory` without a word about a configuration.
+    #[track_caller]
+    pub fn run_default(directory: TempDir, file: PathBuf) -> Self {
+        Self::spawn(command(directory.path()), directory, file)
+    }
+
+    #[track_caller]
+    fn spawn(mut command: Command, directory: TempDir, file: PathBuf) -> Self {
+        let mut child = command.spawn().expect("the binary is there");
+        let log = Log::of(child.stderr.take().expect("it is a pipe"));
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        // From here on dropping it ends the process, also when it never becomes ready.
+        let mut this = Self { address: nowhere, metrics: nowhere, file, log, child, directory };
+        let ready = this.log.wait_for("ready");
+        let address = |key: &str| {
+            let value = ready.split_whitespace().find_map(|word| word.strip_prefix(key));
+            let address = value.unwrap_or_else(|| panic!("no {key} in {ready}"));
+            let mut address: SocketAddr =
+                address.parse().unwrap_or_else(|error| panic!("{error}: {address}"));
+            if address.ip().is_unspecified() {
+                address.set_ip([127, 0, 0, 1].into());
+            }
+            address
+        };
+        (this.address, this.metrics) = (address("bound="), address("metrics="));
+        this
+    }
+
+    /// Runs on `text`, which is expected to end it.
+    #[track_caller]
+    pub fn refuse(text: &str) -> Exit {
+        let directory = TempDir::new().expect("there is room for a folder");
+        let file = directory.path().join("gateway.json");
+        fs::write(&file, text).expect("there is room for a file");
+        Self::exit_of(command(directory.path()).arg("--config").arg(&file))
+    }
+
+    /// How `command` ends by itself.
+    #[track_caller]
+    pub fn exit_of(command: &mut Command) -> Exit {
+        let mut child = command.spawn().expect("the binary is there");
+        let log = Log::of(child.stderr.take().expect("it is a pipe"));
+        let lines = log.to_end();
+        Exit { code: child.wait().expect("it is our child").code(), lines }
+    }
+
+    #[track_caller]
+    pub fn connect(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    /// `GET target` on a connection of its own.
+    #[track_caller]
+    pub fn get(&self, target: &str) -> Message {
+        self.connect().get(target)
+    }
+
+    /// `GET target` of the metrics port.
+    #[track_caller]
+    pub fn admin(&self, target: &str) -> Message {
+        Client::connect(self.metrics).get(target)
+    }
+
+    #[track_caller]
+    pub fn scrape(&self) -> Metrics {
+        Metrics::new(self.admin("/metrics").text())
+    }
+
+    /// Scrapes until `holds`.
+    #[track_caller]
+    pub fn wait_for_metrics(&self, what: &str, holds: impl Fn(&Metrics) -> bool) {
+        let started = Instant::now();
+        loop {
+            let metrics = self.scrape();
+            if holds(&metrics) {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "waited in vain: {what}\n{metrics}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Replaces the configuration by writing into the file; addresses as [`Gateway::start`] fills them in.
+    pub fn write(&self, config: Value) {
+        write(&self.file, config);
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("the child has not been waited for");
+    }
+
+    /// Waits for the end; `None`: a signal ended it.
+    #[track_caller]
+    pub fn wait(&mut self) -> Option<i32> {
+        self.log.to_end();
+        self.child.wait().expect("it is our child").code()
+    }
+
+    /// Whether the process still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_none()
+    }
+
+    /// A line of `/proc/<pid>/status` in KiB, such as `VmHWM`.
+    pub fn memory_kib(&self, line: &str) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = fs::read_to_string(path).expect("it runs");
+        let value = status.lines().find_map(|row| row.strip_prefix(line)?.strip_prefix(':'));
+        let kib = value.and_then(|value| value.split_whitespace().next()?.parse().ok());
+        kib.unwrap_or_else(|| panic!("no {line} in {status}"))
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The gateway without arguments, in `directory`, its standard error a pipe.
+pub fn command(directory: &Path) -> Command {
+    let mut command = Command::new(binary::gateway());
+    command.current_dir(directory).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.env("NO_COLOR", "1").env_remove("GATEWAY_LOG");
+    command
+}
+
+/// A configuration with one route for every path.
+pub fn route_to(backend: &str) -> Value {
+    json!({ "routes": [{ "path": "/", "backend": backend }] })
+}
+
+/// `config` with what tests leave out, as text.
+pub fn complete(mut config: Value) -> String {
+    for (key, value) in
+        [("listen_addr", json!("127.0.0.1:0")), ("metrics_addr", json!("127.0.0.1:0")), ("workers", json!(2))]
+    {
+        let object = config.as_object_mut().expect("a configuration is an object");
+        object.entry(key).or_insert(value);
+    }
+    config.to_string()
+}
+
+fn write(file: &Path, config: Value) {
+    fs::write(file, complete(config)).expect("there is room for a file");
+}

@@ -1,0 +1,46 @@
+//! What a test of the gateway is made of: a gateway, a client, an upstream, the messages between them.
+//!
+//! Used by the test targets of this package only. Everything runs on real sockets of the loopback and
+//! on blocking threads; every wait has an end ([`PATIENCE`]) and that end is a failure.
+
+mod binary;
+pub mod client;
+pub mod gateway;
+pub mod kernel;
+pub mod log;
+pub mod message;
+pub mod metrics;
+pub mod upstream;
+
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+pub use client::Client;
+pub use gateway::{Exit, Gateway};
+pub use message::Message;
+pub use upstream::{Conn, Upstream};
+
+/// How long anything that is waited for may take before the test fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A point that one side waits at until the other opens it.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub fn open(&self) {
+        *self.0.0.lock().expect("nobody panics while holding it") = true;
+        self.0.1.notify_all();
+    }
+
+    #[track_caller]
+    pub fn wait(&self) {
+        let open = self.0.0.lock().expect("nobody panics while holding it");
+        let (open, _) = self
+            .0
+            .1
+            .wait_timeout_while(open, PATIENCE, |open| !*open)
+            .expect("nobody panics while holding it");
+        assert!(*open, "the gate stayed closed");
+    }
+}
