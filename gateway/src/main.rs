@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         );
         return UNREADABLE_CONFIG.into();
     };
-    let source = Source { file, interfaces: arguments.iface, no_kernel: arguments.no_kernel };
+    let source = Source::new(file, arguments.iface, arguments.no_kernel);
     let config = match source.load() {
         Ok(config) => config,
         Err(error) => {

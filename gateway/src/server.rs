@@ -2,12 +2,13 @@
 //!
 //! Runs on the main thread, beside the workers; nothing here is on a request's path.
 
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::{io, net::TcpListener};
 
 use arc_swap::ArcSwap;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -45,9 +46,15 @@ pub struct Source {
     /// Interfaces besides those of the file.
     pub interfaces: Vec<String>,
     pub no_kernel: bool,
+    /// The file's content from just before it was loaded first: what differs from it is a change.
+    seen: Vec<u8>,
 }
 
 impl Source {
+    pub fn new(file: PathBuf, interfaces: Vec<String>, no_kernel: bool) -> Self {
+        Self { seen: read(&file), file, interfaces, no_kernel }
+    }
+
     pub fn load(&self) -> Result<Config, config::Error> {
         let mut config = config::load(&self.file)?;
         let named = self.interfaces.iter().filter(|name| !config.kernel.interfaces.contains(name)).cloned();
@@ -68,6 +75,7 @@ pub struct Server {
     drain: watch::Sender<bool>,
     workers: Vec<JoinHandle<io::Result<()>>>,
     metrics: TcpListener,
+    bound: SocketAddr,
 }
 
 /// What a signal asks for.
@@ -92,7 +100,6 @@ impl Server {
         let bound = listeners[0].local_addr()?;
         let kernel = Kernel::start(&config.kernel, bound)?;
         let registry = Registry::new(count.get());
-        let (listen, routes) = (config.listen, config.routes.len());
         let current = Arc::new(ArcSwap::from_pointee(Snapshot::build(config, None, &registry)));
         let state = {
             let kernel = kernel.clone();
@@ -104,8 +111,7 @@ impl Server {
             Worker { index, listener, current, registry, drain }.start()
         });
         let workers = workers.collect::<io::Result<_>>().map_err(Error::Thread)?;
-        tracing::info!(%listen, %bound, metrics = %metrics.local_addr()?, workers = count, routes, "ready");
-        Ok(Self { source, kernel, current, registry, state, drain, workers, metrics })
+        Ok(Self { source, kernel, current, registry, state, drain, workers, metrics, bound })
     }
 
     /// Serves until a signal ends it.
@@ -128,7 +134,14 @@ impl Server {
                 tracing::warn!(%error, "cannot follow the host's addresses; reload after changing them");
                 None
             });
-        let mut loaded = read(&self.source.file);
+        let mut loaded = self.source.seen.clone();
+        let content = read(&self.source.file);
+        if content != loaded {
+            loaded = content;
+            self.reload();
+        }
+        // Said last: from here on signals, file changes and requests are all taken.
+        self.say_ready()?;
         loop {
             tokio::select! {
                 asked = signals.next() => {
@@ -152,6 +165,14 @@ impl Server {
         let drained = self.drain(&mut signals).await;
         admin.abort();
         drained
+    }
+
+    fn say_ready(&self) -> io::Result<()> {
+        let snapshot = self.current.load();
+        let (listen, bound, metrics) = (snapshot.config.listen, self.bound, self.metrics.local_addr()?);
+        let (workers, routes) = (self.workers.len(), snapshot.routes.len());
+        tracing::info!(%listen, %bound, %metrics, workers, routes, "ready");
+        Ok(())
     }
 
     /// Validates, builds, swaps; an error leaves what is in force as it is.

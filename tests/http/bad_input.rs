@@ -64,6 +64,16 @@ fn a_malformed_head_is_refused_and_the_connection_ends() {
 }
 
 #[test]
+fn an_http_2_preface_is_refused() {
+    let upstream = Upstream::ok();
+    let gateway = Gateway::to(&upstream);
+    let mut client = gateway.connect();
+    let _ = client.try_send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    assert_eq!(client.response().status(), 400);
+    client.expect_closed();
+}
+
+#[test]
 fn a_head_framed_twice_is_found_in_any_split_and_behind_another_request() {
     let upstream = Upstream::ok();
     let gateway = Gateway::to(&upstream);
@@ -83,6 +93,34 @@ fn a_head_framed_twice_is_found_in_any_split_and_behind_another_request() {
     assert_eq!(client.response().status(), 400);
     client.expect_closed();
     assert!(upstream.requests().iter().all(|request| request.method() == "GET"));
+}
+
+/// Bytes beyond ASCII are taken in a path, and must not hide the head they stand in.
+#[test]
+fn a_head_framed_twice_is_found_for_any_target() {
+    let upstream = Upstream::ok();
+    let gateway = Gateway::to(&upstream);
+    for target in [&b"/\xff"[..], "/\u{e9}".as_bytes(), b"/a?\xfe#x", b"http://B.example:80/x", b"//x/../y"] {
+        let mut client = gateway.connect();
+        let head = [b"POST ", target, &HEADS[0].1.as_bytes()["POST /".len()..]].concat();
+        client.send(head).send("0\r\n\r\n");
+        assert_eq!(client.response().status(), 400, "{}", target.escape_ascii());
+        client.expect_closed();
+    }
+    assert!(upstream.requests().is_empty(), "{:?}", upstream.requests());
+}
+
+/// One behind the other, each is refused: the second must not hide the first.
+#[test]
+fn of_two_heads_framed_twice_neither_passes() {
+    let upstream = Upstream::ok();
+    let gateway = Gateway::to(&upstream);
+    let twice = HEADS[0].1;
+    let mut client = gateway.connect();
+    client.send(format!("{twice}0\r\n\r\n{}", twice.replace("POST /", "POST /other")));
+    assert_eq!(client.response().status(), 400);
+    client.expect_closed();
+    assert!(upstream.requests().is_empty(), "{:?}", upstream.requests());
 }
 
 #[test]

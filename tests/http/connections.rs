@@ -41,6 +41,18 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
+fn pipelined_requests_are_answered_after_the_client_s_end() {
+    let upstream = mirror();
+    let gateway = Gateway::to(&upstream);
+    let mut client = gateway.connect();
+    client.send(format!("{}{}{}", get("/4"), get("/5"), get("/6"))).half_close();
+    for want in ["/4", "/5", "/6"] {
+        assert_eq!(client.response().text(), want);
+    }
+    client.expect_closed();
+}
+
+#[test]
 fn empty_lines_before_a_request_are_skipped() {
     let upstream = mirror();
     let gateway = Gateway::to(&upstream);
@@ -68,6 +80,29 @@ fn connection_close_is_kept() {
     let response = client.send(get("/").replace("Host: a", "Host: a\r\nConnection: close")).response();
     assert!(response.closes(), "{response}");
     client.expect_closed();
+}
+
+#[test]
+fn continue_is_said_when_the_body_is_wanted() {
+    let upstream = mirror();
+    let gateway = Gateway::start(json!({ "routes": [{ "path": "/a", "backend": upstream.url() }] }));
+    let head = "POST /a HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n";
+    let mut client = gateway.connect();
+    let interim = client.send(head).response();
+    assert_eq!((interim.status(), interim.fields.len()), (100, 0), "{interim}");
+    assert_eq!(client.send("abc").response().text(), "/a");
+    assert_eq!((upstream.last().text().as_str(), upstream.last().field("expect")), ("abc", None));
+
+    // Refused at once: the body is not waited for.
+    let mut client = gateway.connect();
+    let refused = client.send(head.replace("/a", "/b")).response();
+    assert_eq!(refused.status(), 404);
+    // Bodies of clients that go on all the same are nobody's next request.
+    let _ = client.try_send(format!("abc{}", get("/a/next")));
+    match client.try_response("GET") {
+        Ok(next) => assert_eq!(next.text(), "/a/next"),
+        Err(error) => assert!(refused.closes(), "{error}"),
+    }
 }
 
 #[test]
@@ -160,6 +195,51 @@ fn http_1_0_clients() {
     for _ in 0..2 {
         let request = "GET /counted HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n";
         assert_eq!(client.send(request).response().text(), "abcde");
+    }
+}
+
+/// Sends `request`, half-closes with it or while it is being answered, and wants the answer.
+#[track_caller]
+fn check_half_close(request: &str, with_it: bool) {
+    let (came, arrived) = mpsc::channel();
+    let came = Mutex::new(came);
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let upstream = Upstream::start(move |mut conn| {
+        while conn.request().is_some() {
+            came.lock().expect("no panic while held").send(()).expect("the test waits");
+            opened.wait();
+            conn.send(ok("late"));
+        }
+    });
+    let gateway = Gateway::to(&upstream);
+    let mut client = gateway.connect();
+    client.send(request);
+    if with_it {
+        client.half_close();
+    }
+    arrived.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("not sent upstream: {request}"));
+    if !with_it {
+        client.half_close();
+    }
+    // Proves nothing about the socket, but gives the workers a turn.
+    gateway.scrape();
+    gate.open();
+    assert_eq!(client.response().text(), "late", "half-closed with it: {with_it}, {request}");
+    client.expect_closed();
+    assert_eq!(gateway.scrape().requests(499, "client_abort"), 0.0);
+}
+
+#[test]
+fn a_half_closed_client_gets_its_answer() {
+    for with_it in [true, false] {
+        check_half_close(&get("/"), with_it);
+        check_half_close("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", with_it);
+        let chunked = "3\r\nabc\r\n0\r\n\r\n";
+        check_half_close(
+            &format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{chunked}"),
+            with_it,
+        );
     }
 }
 

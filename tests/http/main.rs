@@ -9,6 +9,8 @@ mod limits;
 mod metrics;
 mod mutations;
 mod paths;
+mod reload;
 mod routing;
+mod shutdown;
 mod start;
 mod upstreams;

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http_body::Body as _;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -87,7 +88,11 @@ async fn run(proxy: &Rc<Proxy>, io: &Rc<Io>) -> End {
     let client = &io.client;
     let local = proxy.local();
     let config = &local.snapshot.config;
-    let service = service_fn(|request| proxy.clone().respond(client.clone(), request));
+    let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
+        // Now and not when the answer is first polled: hyper reads on in between, and may find the end.
+        client.phase.set(if request.is_end_stream() { Phase::Received } else { Phase::Receiving });
+        proxy.clone().respond(client.clone(), request)
+    });
     let mut http = builder(config).serve_connection(TokioIo::new(Half(io.clone())), service);
     let stall = Timer::new(&proxy.wheel);
     let mut drained = false;
@@ -98,6 +103,8 @@ async fn run(proxy: &Rc<Proxy>, io: &Rc<Io>) -> End {
         if let Poll::Ready(result) = Pin::new(&mut http).poll(cx) {
             return Poll::Ready(match (result, io.refused()) {
                 (Err(error), Some(status)) if error.is_parse() => End::Refused(status),
+                // Such as the beginning of HTTP/2, to which hyper has no answer.
+                (Err(error), None) if error.is_parse() && !io.client.is_busy() => End::Refused(400),
                 (Err(error), _) if !error.is_parse() => End::Aborted,
                 _ => End::Finished,
             });
@@ -118,7 +125,8 @@ fn poll_between(io: &Io, stall: &Timer, config: &Config, cx: &mut Context<'_>) -
     if io.flush_interim(cx).is_err() || matches!(released, Poll::Ready(Err(_))) || client.timer.expired() {
         return Poll::Ready(End::Aborted);
     }
-    if io.end_kept.get() && !client.is_busy() {
+    let cut_short = client.phase.get() == Phase::Receiving && client.starved.get();
+    if io.end_kept.get() && (!client.is_busy() || cut_short && !io.cut_told.replace(true)) {
         cx.waker().wake_by_ref();
     }
     if io.blocked.get() || client.phase.get() == Phase::Receiving {

@@ -17,18 +17,18 @@ pub struct Framing {
 }
 
 impl Framing {
-    /// Takes one read; returns the request line of a head framed twice. `in_body`: the bytes are
+    /// Takes one read; returns the request lines of heads framed twice. `in_body`: the bytes are
     /// expected to be a request's body, so that a head can only follow it.
-    pub fn feed(&mut self, bytes: &[u8], in_body: bool) -> Option<String> {
+    pub fn feed(&mut self, bytes: &[u8], in_body: bool) -> Vec<Vec<u8>> {
         if self.pending.is_empty() {
             if ends_head(bytes) && !mentions_transfer_encoding(bytes) {
-                return None;
+                return Vec::new();
             }
         } else {
             self.pending.extend_from_slice(bytes);
         }
         let window = if self.pending.is_empty() { bytes } else { &self.pending };
-        let found = mentions_transfer_encoding(window).then(|| search(window)).flatten();
+        let found = if mentions_transfer_encoding(window) { search(window) } else { Vec::new() };
         let rest = after_last_blank_line(window);
         let limit = if in_body { MAX_PENDING_IN_BODY } else { MAX_PENDING };
         let from = window.len() - rest.len().min(limit);
@@ -51,16 +51,16 @@ fn mentions_transfer_encoding(bytes: &[u8]) -> bool {
     })
 }
 
-fn search(window: &[u8]) -> Option<String> {
+fn search(window: &[u8]) -> Vec<Vec<u8>> {
     let (mut request_line, mut length, mut encoding) = (None, false, false);
-    let mut found = None;
+    let mut found = Vec::new();
     for line in window.split(|&byte| byte == b'\n') {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0") {
             (request_line, length, encoding) = (Some(line), false, false);
         } else if line.is_empty() {
             if let (Some(line), true, true) = (request_line, length, encoding) {
-                found = Some(String::from_utf8_lossy(line).into_owned());
+                found.push(line.to_vec());
             }
             (request_line, length, encoding) = (None, false, false);
         } else {
@@ -95,9 +95,9 @@ mod tests {
     const TWICE: &str =
         "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTRANSFER-Encoding: chunked\r\n\r\n";
 
-    fn feed(stream: &str, size: usize, in_body: bool) -> Option<String> {
+    fn feed(stream: &str, size: usize, in_body: bool) -> Vec<Vec<u8>> {
         let mut framing = Framing::default();
-        stream.as_bytes().chunks(size).fold(None, |found, read| framing.feed(read, in_body).or(found))
+        stream.as_bytes().chunks(size).flat_map(|read| framing.feed(read, in_body)).collect()
     }
 
     #[test]
@@ -107,8 +107,11 @@ mod tests {
         let glued = format!("body of a post{TWICE}");
         for stream in [TWICE, &pipelined, &bare, &glued] {
             for size in 1..=stream.len() {
-                let found = feed(stream, size, stream == glued).unwrap_or_else(|| panic!("{size}: {stream}"));
-                assert!(found.ends_with("POST /x HTTP/1.1"), "{found}");
+                let found = feed(stream, size, stream == glued);
+                assert!(
+                    found.last().is_some_and(|line| line.ends_with(b"POST /x HTTP/1.1")),
+                    "{size}: {stream}"
+                );
             }
         }
     }
@@ -123,7 +126,7 @@ mod tests {
             "GET / HTTP/1.1\r\nContent-Length: 0\r\n\r\nPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
         ] {
             for size in 1..=stream.len() {
-                assert_eq!(feed(&stream, size, false), None, "{size}: {stream}");
+                assert_eq!(feed(&stream, size, false), Vec::<Vec<u8>>::new(), "{size}: {stream}");
             }
         }
     }

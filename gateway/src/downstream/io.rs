@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::framing::Framing;
-use crate::proxy::client::{Client, Phase};
+use crate::proxy::client::{Client, MAX_QUOTED, Phase};
 use crate::timer::Tick;
 
 /// What a client speaks through.
@@ -36,6 +36,8 @@ pub struct Io {
     pub ended: Cell<bool>,
     /// That end is kept from hyper until the request is answered.
     pub end_kept: Cell<bool>,
+    /// hyper has been asked to look at an end that cuts a body short; once, since it may not care.
+    pub cut_told: Cell<bool>,
     /// The client does not read: the last write found the socket full.
     pub blocked: Cell<bool>,
     /// When a byte last moved in either direction.
@@ -67,6 +69,7 @@ impl Io {
             held: Cell::new(None),
             ended: Cell::new(false),
             end_kept: Cell::new(false),
+            cut_told: Cell::new(false),
             blocked: Cell::new(false),
             moved: Cell::new(now),
             used: Cell::new(false),
@@ -184,8 +187,11 @@ impl Io {
         self.used.set(true);
         self.moved.set(self.client.timer.now());
         let phase = self.client.phase.get();
-        if let Some(line) = self.framing.borrow_mut().feed(bytes, phase == Phase::Receiving) {
-            *self.client.framed_twice.borrow_mut() = Some(line);
+        let found = self.framing.borrow_mut().feed(bytes, phase == Phase::Receiving);
+        if !found.is_empty() {
+            let mut all = self.client.framed_twice.borrow_mut();
+            let room = (MAX_QUOTED + 1).saturating_sub(all.len());
+            all.extend(found.into_iter().take(room));
         }
         if phase == Phase::Idle {
             self.client.head_began();
@@ -209,8 +215,21 @@ impl AsyncRead for Half {
         if !new.is_empty() {
             io.saw(new);
         } else if buf.remaining() > 0 {
-            io.ended.set(true);
-            io.end_kept.set(io.client.phase.get() == Phase::Received);
+            let first = !io.ended.replace(true);
+            let client = &io.client;
+            io.end_kept.set(match client.phase.get() {
+                Phase::Idle | Phase::Head => false,
+                // hyper may hold the body's last bytes: whether it is cut short shows when their reader
+                // has looked once more and found none.
+                Phase::Receiving => {
+                    if first {
+                        client.starved.set(false);
+                        client.timer.wake();
+                    }
+                    !client.starved.get()
+                }
+                Phase::Received => true,
+            });
             if io.end_kept.get() {
                 // The connection's task polls again when the answer has been given.
                 return Poll::Pending;

@@ -47,7 +47,9 @@ impl http_body::Body for RequestBody {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
             Self::Incoming { body, client } => {
-                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+                let polled = Pin::new(&mut *body).poll_frame(cx);
+                client.starved.set(polled.is_pending());
+                let frame = ready!(polled);
                 let ended = frame.as_ref().is_none_or(|frame| frame.as_ref().is_ok_and(Frame::is_trailers));
                 if ended || body.is_end_stream() {
                     client.request_ended();

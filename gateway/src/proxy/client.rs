@@ -27,6 +27,9 @@ pub enum Phase {
     Received,
 }
 
+/// Heads framed twice that a connection's bodies may quote before its chunked requests are refused.
+pub const MAX_QUOTED: usize = 64;
+
 pub struct Client {
     pub peer: SocketAddr,
     pub local: SocketAddr,
@@ -38,8 +41,11 @@ pub struct Client {
     pub unread: Cell<bool>,
     /// How long a head may take; the snapshot in force sets it with each request.
     pub header_read: Cell<Duration>,
-    /// The request line of a head that gave its length twice (`Content-Length` and `Transfer-Encoding`).
-    pub framed_twice: RefCell<Option<String>>,
+    /// Request lines of heads that gave their length twice (`Content-Length` and `Transfer-Encoding`),
+    /// those that a body only quotes included.
+    pub framed_twice: RefCell<Vec<Vec<u8>>>,
+    /// The reader of the request's body has found nothing to read.
+    pub starved: Cell<bool>,
     /// Interim responses to be sent before the final one.
     pub interim: RefCell<Vec<u8>>,
     forwarded_for: OnceCell<HeaderValue>,
@@ -64,6 +70,7 @@ impl Client {
             unread: Cell::new(false),
             header_read: Cell::new(header_read),
             framed_twice: RefCell::default(),
+            starved: Cell::new(false),
             interim: RefCell::default(),
             forwarded_for: OnceCell::new(),
         })

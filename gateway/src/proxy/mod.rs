@@ -18,13 +18,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{DATE, HOST};
+use http::header::{CONNECTION, DATE, HOST};
 use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 
 pub use body::{Body, RequestBody};
 use body::{Lease, Pool};
-use client::Client;
+use client::{Client, Phase};
 pub use error::Failure;
 use error::Wants;
 use exchange::Exchange;
@@ -126,7 +126,15 @@ impl Proxy {
                 exchange.answer(response.status());
                 Ok(response.map(|body| Body::upstream(body, lease, exchange)))
             }
-            Err(failure) => Ok(refuse(failure, wants, request_id, &self.date.borrow(), exchange)),
+            Err(failure) => {
+                // A body that waits for 100 and does not get it is not read: hyper ends the connection.
+                let unread = seen.expect && client.phase.get() == Phase::Receiving;
+                let mut response = refuse(failure, wants, request_id, &self.date.borrow(), exchange);
+                if unread {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok(response)
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use http::header::HOST;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Uri, Version, request::Parts};
 
-use super::client::Client;
+use super::client::{Client, MAX_QUOTED};
 use super::error::Failure;
 use super::headers::Seen;
 use crate::path;
@@ -29,12 +29,16 @@ pub fn authority(parts: &Parts) -> &str {
 }
 
 fn framed_twice(parts: &Parts, client: &Client) -> bool {
-    let Some(line) = client.framed_twice.borrow_mut().take() else { return false };
-    // `POST /x HTTP/1.1`, perhaps with the end of another request's body before it.
-    let mut words = line.rsplit(' ').skip(1);
-    let target = words.next().and_then(|target| target.parse::<Uri>().ok());
-    let method = words.next().unwrap_or_default();
-    target.as_ref() == Some(&parts.uri) && method.ends_with(parts.method.as_str())
+    let found = client.framed_twice.borrow();
+    let is_this = |line: &Vec<u8>| {
+        // `POST /x HTTP/1.1`, perhaps with the end of another request's body before it.
+        let mut words = line.rsplit(|&byte| byte == b' ').skip(1);
+        let target = words.next().and_then(|target| Uri::try_from(target).ok());
+        let method = words.next().unwrap_or_default();
+        target.as_ref() == Some(&parts.uri) && method.ends_with(parts.method.as_str().as_bytes())
+    };
+    // So many that were never claimed are no accident.
+    found.len() > MAX_QUOTED || found.iter().any(is_this)
 }
 
 fn settle_host(parts: &mut Parts) -> Result<(), Failure> {
