@@ -9,6 +9,7 @@ mod limits;
 mod metrics;
 mod mutations;
 mod paths;
+mod quick_start;
 mod reload;
 mod routing;
 mod shutdown;

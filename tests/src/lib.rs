@@ -3,7 +3,7 @@
 //! Used by the test targets of this package only. Everything runs on real sockets of the loopback and
 //! on blocking threads; every wait has an end ([`PATIENCE`]) and that end is a failure.
 
-mod binary;
+pub mod binary;
 pub mod client;
 pub mod gateway;
 pub mod kernel;

@@ -86,14 +86,14 @@ async fn parked(proxy: &Proxy, io: &Io) -> bool {
 
 async fn run(proxy: &Rc<Proxy>, io: &Rc<Io>) -> End {
     let client = &io.client;
-    let local = proxy.local();
-    let config = &local.snapshot.config;
     let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
         // Now and not when the answer is first polled: hyper reads on in between, and may find the end.
         client.phase.set(if request.is_end_stream() { Phase::Received } else { Phase::Receiving });
         proxy.clone().respond(client.clone(), request)
     });
-    let mut http = builder(config).serve_connection(TokioIo::new(Half(io.clone())), service);
+    // The snapshot is not kept: a connection would hold an old one, and its upstream connections, for life.
+    let builder = builder(&proxy.local().snapshot.config);
+    let mut http = builder.serve_connection(TokioIo::new(Half(io.clone())), service);
     let stall = Timer::new(&proxy.wheel);
     let mut drained = false;
     let end = poll_fn(|cx| {
@@ -109,7 +109,7 @@ async fn run(proxy: &Rc<Proxy>, io: &Rc<Io>) -> End {
                 _ => End::Finished,
             });
         }
-        poll_between(io, &stall, config, cx)
+        poll_between(proxy, io, &stall, cx)
     })
     .await;
     if let End::Parked = end {
@@ -119,7 +119,7 @@ async fn run(proxy: &Rc<Proxy>, io: &Rc<Io>) -> End {
 }
 
 /// What is looked at whenever hyper has nothing to do.
-fn poll_between(io: &Io, stall: &Timer, config: &Config, cx: &mut Context<'_>) -> Poll<End> {
+fn poll_between(proxy: &Proxy, io: &Io, stall: &Timer, cx: &mut Context<'_>) -> Poll<End> {
     let client = &io.client;
     let released = io.poll_release_held(cx);
     if io.flush_interim(cx).is_err() || matches!(released, Poll::Ready(Err(_))) || client.timer.expired() {
@@ -130,7 +130,7 @@ fn poll_between(io: &Io, stall: &Timer, config: &Config, cx: &mut Context<'_>) -
         cx.waker().wake_by_ref();
     }
     if io.blocked.get() || client.phase.get() == Phase::Receiving {
-        let due = io.moved.get().plus(config.timeouts.body_stall);
+        let due = io.moved.get().plus(proxy.local().snapshot.config.timeouts.body_stall);
         if client.timer.now() >= due {
             return Poll::Ready(End::Aborted);
         }

@@ -25,11 +25,13 @@ const HOP_BY_HOP: [HeaderName; 7] =
 const PSEUDONYM_11: HeaderValue = HeaderValue::from_static("1.1 gateway");
 const PSEUDONYM_10: HeaderValue = HeaderValue::from_static("1.0 gateway");
 
-/// Which fields a message has that anything is decided on, found in one pass over the names.
-/// Most requests have few of them, and a look-up for one that is not there costs as much as a hit.
-#[derive(Clone, Copy, Debug, Default)]
+/// Which fields a message has that anything is decided on, found in one pass over them. Most
+/// messages have few, and a look-up for one that is not there costs as much as a hit.
+#[derive(Clone, Debug, Default)]
 pub struct Seen {
-    pub host: bool,
+    /// The first `Host`, and how many there are.
+    pub host: Option<HeaderValue>,
+    pub hosts: usize,
     pub transfer_encoding: bool,
     pub accept: bool,
     pub expect: bool,
@@ -38,15 +40,20 @@ pub struct Seen {
     hop_by_hop: bool,
     via: bool,
     forwarded: bool,
+    date: bool,
 }
 
 impl Seen {
     pub fn of(headers: &HeaderMap) -> Self {
         let mut seen = Self::default();
-        for name in headers.keys() {
+        for (name, value) in headers {
             match *name {
-                HOST => seen.host = true,
+                HOST => {
+                    seen.hosts += 1;
+                    seen.host.get_or_insert_with(|| value.clone());
+                }
                 ACCEPT => seen.accept = true,
+                DATE => seen.date = true,
                 TE => (seen.te, seen.hop_by_hop) = (true, true),
                 TRANSFER_ENCODING => (seen.transfer_encoding, seen.hop_by_hop) = (true, true),
                 EXPECT => (seen.expect, seen.hop_by_hop) = (true, true),
@@ -59,6 +66,11 @@ impl Seen {
             }
         }
         seen
+    }
+
+    /// The routing authority: the `Host` field, empty for HTTP/1.0 without one.
+    pub fn authority(&self) -> &str {
+        self.host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default()
     }
 }
 
@@ -92,7 +104,7 @@ pub fn toward_upstream(
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
     if !(trusted && headers.contains_key(X_FORWARDED_HOST)) {
-        match headers.get(HOST).cloned() {
+        match seen.host {
             Some(host) => headers.insert(X_FORWARDED_HOST, host),
             None => headers.remove(X_FORWARDED_HOST),
         };
@@ -116,7 +128,9 @@ pub fn toward_downstream(
     add_via(headers, seen.via, version);
     headers.insert(X_REQUEST_ID, request_id);
     // RFC 9110 §6.6.1: a response that came without a date gets one.
-    headers.entry(DATE).or_insert_with(|| date.clone());
+    if !seen.date {
+        headers.insert(DATE, date.clone());
+    }
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {

@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, DATE, HOST};
+use http::header::{CONNECTION, DATE};
 use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 
@@ -119,6 +119,7 @@ impl Proxy {
         let told =
             (trusted && seen.request_id).then(|| request.headers().get(headers::X_REQUEST_ID)).flatten();
         let request_id = told.cloned().unwrap_or_else(|| self.ids.next());
+        let expects = seen.expect;
         match answer(&local, &mut exchange, seen, trusted, &request_id, request).await {
             Ok((mut response, lease)) => {
                 let version = std::mem::replace(response.version_mut(), Version::HTTP_11);
@@ -128,7 +129,7 @@ impl Proxy {
             }
             Err(failure) => {
                 // A body that waits for 100 and does not get it is not read: hyper ends the connection.
-                let unread = seen.expect && client.phase.get() == Phase::Receiving;
+                let unread = expects && client.phase.get() == Phase::Receiving;
                 let mut response = refuse(failure, wants, request_id, &self.date.borrow(), exchange);
                 if unread {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -142,7 +143,7 @@ impl Proxy {
 async fn answer(
     local: &Local,
     exchange: &mut Exchange,
-    seen: Seen,
+    mut seen: Seen,
     trusted: bool,
     request_id: &HeaderValue,
     request: Request<Incoming>,
@@ -150,10 +151,10 @@ async fn answer(
     let client = exchange.client().clone();
     let (mut parts, body) = request.into_parts();
     let body = RequestBody::new(body, &client);
-    target::settle(&mut parts, seen, &client)?;
+    target::settle(&mut parts, &mut seen, &client)?;
 
     let snapshot = &*local.snapshot;
-    let index = snapshot.table.find(target::authority(&parts), parts.uri.path()).ok_or(Failure::NoRoute)?;
+    let index = snapshot.table.find(seen.authority(), parts.uri.path()).ok_or(Failure::NoRoute)?;
     let route = &snapshot.routes[index];
     exchange.routed(index);
     if !route.admits(&parts.method) {
@@ -161,8 +162,7 @@ async fn answer(
     }
 
     let pool = &local.pools[route.endpoint];
-    let host = (!route.config.preserve_host || !(seen.host || parts.headers.contains_key(HOST)))
-        .then_some(&pool.endpoint.authority);
+    let host = (!route.config.preserve_host || seen.host.is_none()).then_some(&pool.endpoint.authority);
     headers::toward_upstream(&mut parts.headers, seen, &client, trusted, parts.version, host);
     parts.headers.insert(headers::X_REQUEST_ID, request_id.clone());
     parts.version = Version::HTTP_11;

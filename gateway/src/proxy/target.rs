@@ -12,20 +12,15 @@ use super::error::Failure;
 use super::headers::Seen;
 use crate::path;
 
-pub fn settle(parts: &mut Parts, seen: Seen, client: &Client) -> Result<(), Failure> {
+pub fn settle(parts: &mut Parts, seen: &mut Seen, client: &Client) -> Result<(), Failure> {
     if parts.method == Method::CONNECT {
         return Err(Failure::NotImplemented("This gateway opens no tunnels."));
     }
     if seen.transfer_encoding && framed_twice(parts, client) {
         return Err(Failure::BadRequest("The request has both Content-Length and Transfer-Encoding."));
     }
-    settle_host(parts)?;
+    settle_host(parts, seen)?;
     settle_path(parts)
-}
-
-/// The routing authority: the `Host` field after [`settle`], empty for HTTP/1.0 without one.
-pub fn authority(parts: &Parts) -> &str {
-    parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default()
 }
 
 fn framed_twice(parts: &Parts, client: &Client) -> bool {
@@ -41,17 +36,18 @@ fn framed_twice(parts: &Parts, client: &Client) -> bool {
     found.len() > MAX_QUOTED || found.iter().any(is_this)
 }
 
-fn settle_host(parts: &mut Parts) -> Result<(), Failure> {
-    let mut hosts = parts.headers.get_all(HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(_), Some(_)) => return Err(Failure::BadRequest("The request has several Host fields.")),
-        (None, _) if parts.version == Version::HTTP_11 => {
-            return Err(Failure::BadRequest("The request has no Host field."));
+fn settle_host(parts: &mut Parts, seen: &mut Seen) -> Result<(), Failure> {
+    match &seen.host {
+        Some(_) if seen.hosts > 1 => {
+            return Err(Failure::BadRequest("The request has several Host fields."));
         }
-        (Some(host), None) if !is_authority(host.as_bytes()) => {
+        Some(host) if !is_authority(host.as_bytes()) => {
             return Err(Failure::BadRequest("The Host field is not a host name with an optional port."));
         }
-        _ => {}
+        None if parts.version == Version::HTTP_11 => {
+            return Err(Failure::BadRequest("The request has no Host field."));
+        }
+        Some(_) | None => {}
     }
     // An absolute-form target's authority outranks the field (RFC 9112 §3.2.2).
     if let Some(authority) = parts.uri.authority() {
@@ -60,6 +56,7 @@ fn settle_host(parts: &mut Parts) -> Result<(), Failure> {
         }
         let host = HeaderValue::try_from(authority.as_str())
             .map_err(|_| Failure::BadRequest("The request's target names no valid host."))?;
+        seen.host = Some(host.clone());
         parts.headers.insert(HOST, host);
     }
     Ok(())
