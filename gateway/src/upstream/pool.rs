@@ -15,7 +15,8 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::CONNECTION;
+use http::{Request, Response, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -98,7 +99,7 @@ where
                 self.keep(stream, since);
                 return None;
             }
-            let mut lease = Lease { stream: Some(stream), pool: self.clone(), reused: true };
+            let mut lease = Lease { stream: Some(stream), pool: self.clone(), reused: true, plain: false };
             if lease.is_usable() {
                 self.cells().reuses.add(1);
                 return Some(lease);
@@ -174,7 +175,7 @@ where
             http1::Builder::new().writev(false).handshake(wire).await.map_err(io::Error::other)?;
         self.cells().connects.add(1);
         let stream = Box::new(Stream { sender, driver, watch });
-        Ok(Lease { stream: Some(stream), pool: self.clone(), reused: false })
+        Ok(Lease { stream: Some(stream), pool: self.clone(), reused: false, plain: false })
     }
 }
 
@@ -200,6 +201,9 @@ where
     stream: Option<Box<Stream<B>>>,
     pool: Rc<Pool<B>>,
     reused: bool,
+    /// Both messages leave the connection open and the request has no body: at the response's end
+    /// it is idle, and looking at it when it is checked out is enough.
+    plain: bool,
 }
 
 impl<B> Lease<B>
@@ -221,6 +225,8 @@ where
         mute: &Mute,
         interim: impl Fn(Vec<u8>),
     ) -> impl Future<Output = Result<Response<Incoming>, SendError<B>>> {
+        let bodiless = request.body().is_end_stream();
+        let plain = &mut self.plain;
         let stream = self.stream.as_deref_mut().expect("a lease is sent over before it is released");
         let Stream { sender, driver, watch } = stream;
         watch.expect_response(keep);
@@ -239,6 +245,10 @@ where
                 })
             })
             .await
+            .inspect(|response| {
+                let open = response.version() == Version::HTTP_11;
+                *plain = bodiless && open && !response.headers().contains_key(CONNECTION);
+            })
             .map_err(|mut failed| SendError {
                 unsent: failed.take_message().map(Box::new),
                 error: failed.into_error(),
@@ -262,7 +272,7 @@ where
 
     /// The response has been read to its end.
     pub fn release(mut self, now: Tick) {
-        if self.is_usable()
+        if (self.plain || self.is_usable())
             && let Some(stream) = self.stream.take()
             && self.pool.idle.borrow().len() < MAX_IDLE
         {
