@@ -166,6 +166,9 @@ fn an_interim_response_reaches_the_client_before_the_final_one() {
     client.send(get("/"));
     let statuses: Vec<u16> = (0..3).map(|_| client.response().status()).collect();
     assert_eq!(statuses, [103, 102, 200]);
+    // HTTP/1.0 knows no interim responses (RFC 9110 §15.2).
+    let mut old = gateway.connect();
+    assert_eq!(old.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n").response().status(), 200);
 }
 
 #[test]

@@ -59,7 +59,8 @@ pub async fn serve(proxy: Rc<Proxy>, warm: Rc<Warm>, stream: TcpStream, peer: So
             End::Finished => finish(&proxy, &io).await,
             End::Refused(status) => {
                 let answer = proxy.refuse_head(status, &client);
-                if io.write_all(&answer).await.is_ok() {
+                client.timer.arm(proxy.wheel.now().plus(LINGER));
+                if io.write_all(&answer, || !client.timer.expired()).await.is_ok() {
                     finish(&proxy, &io).await;
                 }
             }

@@ -117,11 +117,14 @@ impl Io {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes all of `bytes`.
-    pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+    /// Writes all of `bytes`, unless the client takes longer than is patient.
+    pub async fn write_all(&self, mut bytes: &[u8], patient: impl Fn() -> bool) -> io::Result<()> {
         while !bytes.is_empty() {
-            let n = std::future::poll_fn(|cx| self.poll_write_raw(cx, bytes)).await?;
-            bytes = &bytes[n..];
+            let written = std::future::poll_fn(|cx| match self.poll_write_raw(cx, bytes) {
+                Poll::Pending if !patient() => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                polled => polled,
+            });
+            bytes = &bytes[written.await?..];
         }
         Ok(())
     }

@@ -46,6 +46,8 @@ pub struct Client {
     pub framed_twice: RefCell<Vec<Vec<u8>>>,
     /// The reader of the request's body has found nothing to read.
     pub starved: Cell<bool>,
+    /// The request under way is of a version that knows interim responses (RFC 9110 §15.2).
+    pub takes_interim: Cell<bool>,
     /// Interim responses to be sent before the final one.
     pub interim: RefCell<Vec<u8>>,
     forwarded_for: OnceCell<HeaderValue>,
@@ -71,6 +73,7 @@ impl Client {
             header_read: Cell::new(header_read),
             framed_twice: RefCell::default(),
             starved: Cell::new(false),
+            takes_interim: Cell::new(false),
             interim: RefCell::default(),
             forwarded_for: OnceCell::new(),
         })

@@ -77,7 +77,11 @@ async fn attempt(
     request: Request<RequestBody>,
     keep: bool,
 ) -> Result<Result<Response<Incoming>, SendError<RequestBody>>, Failure> {
-    let interim = |heads: Vec<u8>| client.interim.borrow_mut().extend_from_slice(&heads);
+    let interim = |heads: Vec<u8>| {
+        if client.takes_interim.get() {
+            client.interim.borrow_mut().extend_from_slice(&heads);
+        }
+    };
     until(client, deadline, "response", pin!(lease.send(request, keep, &client.mute, interim))).await
 }
 

@@ -165,6 +165,7 @@ async fn answer(
     let host = (!route.config.preserve_host || seen.host.is_none()).then_some(&pool.endpoint.authority);
     headers::toward_upstream(&mut parts.headers, seen, &client, trusted, parts.version, host);
     parts.headers.insert(headers::X_REQUEST_ID, request_id.clone());
+    client.takes_interim.set(parts.version == Version::HTTP_11);
     parts.version = Version::HTTP_11;
 
     let deadline = client.timer.now().plus(route.config.timeout);
