@@ -1,5 +1,6 @@
 //! Puts the eBPF object where `datapath` embeds it from. It does not build it: that takes another
-//! compiler and is `cargo xtask build-ebpf`. Without an object the gateway builds all the same.
+//! compiler and is `cargo xtask build-ebpf`. Without an object the gateway builds all the same. Also names
+//! the contract of the two halves, by which pinned maps are told apart.
 
 use std::env;
 use std::fs;
@@ -25,6 +26,17 @@ fn main() {
         println!("cargo::warning=`cargo xtask build-ebpf` has made one and the gateway is built again");
         fs::write(&embedded, []).expect("the empty object can be written");
     }
+    println!("cargo::rustc-env=GATEWAY_CONTRACT={:016x}", contract(&root.join("gateway-common/src")));
+}
+
+/// FNV-1a of the sources that say what the maps hold: with another contract, pinned maps are not reused.
+fn contract(folder: &Path) -> u64 {
+    println!("cargo::rerun-if-changed={}", folder.display());
+    let entries = fs::read_dir(folder).expect("the workspace has a gateway-common");
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("it can be listed").path()).collect();
+    files.sort();
+    let bytes = files.iter().flat_map(|file| fs::read(file).expect("sources can be read"));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// The object, or the nearest folder above it that exists: cargo reruns a script for ever when a path

@@ -3,10 +3,13 @@
 //! `main.rs` runs it for `cargo xtask bench`; tests use the generator and the origin as they are.
 //! It measures only what it started itself, on loopback.
 
+pub mod flood;
+pub mod instructions;
 pub mod load;
 pub mod machine;
 pub mod metric;
 pub mod origin;
+pub mod overload;
 pub mod poll;
 pub mod report;
 pub mod scenario;

@@ -47,24 +47,26 @@ pub fn pin_this_thread(cpu: usize) -> io::Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
-/// Lets this process and those it starts hold `wanted` descriptors, as far as it may.
+/// Lets this process and those it starts hold `wanted` descriptors, and as many more as it may: some servers take
+/// their own limits from it.
 ///
 /// # Errors
 /// When the limit stays below `wanted`; the message says what to do.
 pub fn allow_descriptors(wanted: u64) -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_none_or(|current| current >= wanted) {
+    let plenty = limit.maximum.map(|maximum| maximum.max(wanted).max(PLENTIFUL_DESCRIPTORS));
+    let all = Rlimit { current: plenty, maximum: plenty };
+    let within = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let raised = setrlimit(Resource::Nofile, all).or_else(|_| setrlimit(Resource::Nofile, within));
+    if raised.is_ok() && getrlimit(Resource::Nofile).current.is_none_or(|current| current >= wanted) {
         return Ok(());
     }
-    let maximum = limit.maximum.map(|maximum| maximum.max(wanted));
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
-    let within = Rlimit { current: Some(wanted), maximum: limit.maximum };
-    raised.or_else(|_| setrlimit(Resource::Nofile, within)).map_err(|_| {
-        io::Error::other(format!(
-            "{wanted} descriptors are needed: run as root, or `ulimit -n {wanted}` first"
-        ))
-    })
+    Err(io::Error::other(format!(
+        "{wanted} descriptors are needed: run as root, or `ulimit -n {wanted}` first"
+    )))
 }
+
+const PLENTIFUL_DESCRIPTORS: u64 = 65_536;
 
 /// What stands beside the figures.
 #[derive(Debug, Clone, Serialize)]
@@ -98,5 +100,7 @@ impl Machine {
 pub fn first_line(command: &mut Command) -> String {
     let output = command.output().map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
     let text = String::from_utf8_lossy(&output);
-    text.lines().next().map_or_else(|| "unknown".into(), |line| line.trim().to_owned())
+    // Envoy's begins with an empty one.
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty());
+    line.unwrap_or("unknown").to_owned()
 }

@@ -1,11 +1,13 @@
-//! The bench's command line: reads what to run, runs it, prints the tables and writes the JSON.
+//! The bench's command line: reads what to run, runs it, prints the tables and writes the report.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
+use bench::instructions;
 use bench::machine::{Cores, Machine, first_line};
+use bench::overload;
 use bench::report::{self, Provenance};
 use bench::scenario::{SCENARIOS, Scenario};
 use bench::side_by_side::{self, Plan};
@@ -13,6 +15,9 @@ use bench::system::{Programs, System, end_all};
 use clap::{Parser, ValueEnum as _};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+
+/// What passes before each measured stretch, for caches and pools to fill.
+const WARM_UP: Duration = Duration::from_millis(300);
 
 /// Measures the gateway beside its peers, in turns, on this machine.
 #[derive(Parser)]
@@ -39,7 +44,13 @@ struct Arguments {
     /// The gateway to measure (the one beside this program without it).
     #[arg(long)]
     gateway: Option<PathBuf>,
-    /// Where the JSON goes.
+    /// Count instructions and system calls of a proxied request instead, against the recorded bound.
+    #[arg(long, conflicts_with_all = ["scenario", "systems", "quick"])]
+    instructions: bool,
+    /// Put five times on the origin of what it can serve instead, and see what comes of it.
+    #[arg(long, conflicts_with_all = ["scenario", "systems", "quick", "instructions"])]
+    overload: bool,
+    /// Where JSON, Markdown and plots go.
     #[arg(long, default_value = "bench/results")]
     results: PathBuf,
     /// Lists the scenarios and ends.
@@ -59,25 +70,34 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     if arguments.list {
-        SCENARIOS.iter().for_each(|scenario| println!("{:<10} {}", scenario.name, scenario.title));
+        SCENARIOS.iter().for_each(|scenario| println!("{:<20} {}", scenario.name, scenario.title));
         return Ok(());
     }
     end_systems_when_interrupted()?;
+    let programs = Programs::find(arguments.gateway.as_deref());
+    if arguments.instructions {
+        return instructions::check(&programs);
+    }
     let cores = Cores::find()?;
+    if arguments.overload {
+        return overload::run(&programs, cores, arguments.rounds);
+    }
     let (rounds, seconds) = if arguments.quick { (2, 0.3) } else { (arguments.rounds, arguments.seconds) };
     let duration = Duration::try_from_secs_f64(seconds).context("--seconds")?;
     if rounds == 0 || duration.is_zero() {
         bail!("--rounds and --seconds must be more than nothing");
     }
-    let programs = Programs::find(arguments.gateway.as_deref());
+    let (systems, missing) = systems(&arguments.systems, &programs)?;
     let plan = Plan {
         scenarios: scenarios(&arguments.scenario)?,
-        systems: systems(&arguments.systems, &programs)?,
+        systems,
         programs,
         cores,
         rounds,
+        warm_up: WARM_UP,
         duration,
         capacity: arguments.capacity,
+        most_connections: usize::MAX,
     };
     let results = side_by_side::run(&plan)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?;
@@ -86,17 +106,15 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         unix_time: now.as_secs(),
         revision: first_line(Command::new("git").args(["describe", "--always", "--dirty"])),
         versions: plan.programs.versions(),
+        missing,
         machine: Machine::describe(cores),
         rounds,
         seconds,
     };
-    println!("{}", report::markdown(&provenance, &results));
-    let path = arguments.results.join(format!("{}.json", provenance.unix_time));
-    let json = serde_json::to_string_pretty(&report::json(&provenance, &results))?;
-    std::fs::create_dir_all(&arguments.results)
-        .and_then(|()| std::fs::write(&path, json))
-        .with_context(|| format!("writing {}", path.display()))?;
-    eprintln!("written: {}", path.display());
+    let (files, text) = report::write(&arguments.results, &provenance, &results)
+        .with_context(|| format!("writing into {}", arguments.results.display()))?;
+    println!("{text}");
+    files.iter().for_each(|file| eprintln!("written: {}", file.display()));
     Ok(())
 }
 
@@ -109,7 +127,8 @@ fn scenarios(names: &[String]) -> anyhow::Result<Vec<&'static Scenario>> {
     Ok(SCENARIOS.iter().filter(wanted).collect())
 }
 
-fn systems(wanted: &[System], programs: &Programs) -> anyhow::Result<Vec<System>> {
+/// The systems to run and those that were not found.
+fn systems(wanted: &[System], programs: &Programs) -> anyhow::Result<(Vec<System>, Vec<System>)> {
     if let Some(missing) = wanted.iter().find(|system| !programs.has(**system)) {
         bail!(
             "{missing:?} was not found: install or build it (the gateway: `cargo build --release -p gateway`)"
@@ -119,10 +138,8 @@ fn systems(wanted: &[System], programs: &Programs) -> anyhow::Result<Vec<System>
     let (found, missing): (Vec<System>, Vec<System>) = all
         .filter(|system| wanted.is_empty() || wanted.contains(system))
         .partition(|system| programs.has(*system));
-    for system in missing {
-        eprintln!("not found, so not measured: {system:?}");
-    }
-    Ok(found)
+    missing.iter().for_each(|system| eprintln!("not found, so not measured: {}", system.name()));
+    Ok((found, missing))
 }
 
 /// A signal ends this process without dropping anything, so the systems are ended first.

@@ -11,12 +11,17 @@ pub enum Metric {
     RequestsPerSecond,
     CpuMicrosPerRequest,
     CpuPercent,
+    /// How much of its core's time generator and origin had something to do.
+    LoadPercent,
+    /// How many of the answers the origin gave.
+    OriginPercent,
     /// Processor time that neither the system nor the bench used, of both cores' together.
     OthersPercent,
     P50Micros,
     P99Micros,
     P999Micros,
     MaxMicros,
+    OpenConnections,
     RssMib,
     PeakMib,
     IdleConnectionKib,
@@ -30,11 +35,14 @@ impl Metric {
             Metric::RequestsPerSecond => "requests/s",
             Metric::CpuMicrosPerRequest => "CPU µs/request",
             Metric::CpuPercent => "CPU %",
+            Metric::LoadPercent => "load %",
+            Metric::OriginPercent => "origin %",
             Metric::OthersPercent => "others %",
             Metric::P50Micros => "p50 µs",
             Metric::P99Micros => "p99 µs",
             Metric::P999Micros => "p99.9 µs",
             Metric::MaxMicros => "max µs",
+            Metric::OpenConnections => "open",
             Metric::RssMib => "memory MiB",
             Metric::PeakMib => "peak MiB",
             Metric::IdleConnectionKib => "KiB/connection",
@@ -48,6 +56,8 @@ impl Metric {
         match self {
             Metric::CpuMicrosPerRequest | Metric::IdleConnectionKib => 2,
             Metric::CpuPercent
+            | Metric::LoadPercent
+            | Metric::OriginPercent
             | Metric::OthersPercent
             | Metric::RssMib
             | Metric::PeakMib
@@ -57,6 +67,7 @@ impl Metric {
             | Metric::P99Micros
             | Metric::P999Micros
             | Metric::MaxMicros
+            | Metric::OpenConnections
             | Metric::Faults => 0,
         }
     }
@@ -64,6 +75,12 @@ impl Metric {
 
 /// The figures of one round.
 pub type Figures = BTreeMap<Metric, f64>;
+
+/// Whether the load was what kept a system from doing more: its core had hardly anything left, the system's had.
+/// Where the system's is not known, there is none.
+pub fn load_was_limit(load_percent: f64, system_percent: Option<f64>) -> bool {
+    load_percent >= 90.0 && system_percent.is_none_or(|percent| percent < 95.0)
+}
 
 /// The middle of some figures and how far they lie apart.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -87,6 +104,14 @@ impl Spread {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_load_is_the_limit_when_the_system_waits_for_it() {
+        assert!(load_was_limit(99.0, None));
+        assert!(load_was_limit(92.0, Some(85.0)));
+        assert!(!load_was_limit(92.0, Some(99.0)));
+        assert!(!load_was_limit(60.0, Some(50.0)));
+    }
 
     #[test]
     fn spreads() {

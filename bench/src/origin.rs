@@ -1,8 +1,9 @@
 //! The origin: the smallest server that can stand behind a proxy without being what is measured.
 //!
 //! One epoll and no thread of its own: the generator turns it between its own turns, so that the two never wait
-//! for each other's time slice. It answers every request with 200: `/bytes/N` with a body of N bytes, everything
-//! else, uploads included, with one of [`SMALL_BODY_BYTES`]. It reads and drops request bodies. It has no
+//! for each other's time slice. It answers every request with 200: `/bytes/N` with a body of N bytes,
+//! `/cached/N` with the same for every cache to keep for an hour, everything else, uploads included, with one of
+//! [`SMALL_BODY_BYTES`]. It reads and drops request bodies. It has no
 //! opinion on what it is sent beyond where a request ends.
 
 use std::collections::{HashMap, VecDeque};
@@ -10,13 +11,13 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use memchr::{memchr, memmem};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_tcp_nodelay;
-use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
+use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, listen, recv, send};
 
 use crate::poll::{Events, Interest, Poll, Ready};
 
@@ -24,6 +25,7 @@ pub const SMALL_BODY_BYTES: u64 = 150;
 const LISTENER: usize = usize::MAX;
 const SCRATCH_BYTES: usize = 256 * 1024;
 const MAX_HEAD_BYTES: usize = 64 * 1024;
+const BACKLOG: i32 = 4_096;
 /// As many descriptors as one turn looks after.
 pub const EVENTS: usize = 1024;
 /// How long [`Origin::serve_during`] may take to notice that the work is done.
@@ -32,6 +34,8 @@ const STOP_LATENCY: Duration = Duration::from_millis(1);
 /// An origin on a loopback port; it answers while somebody turns it.
 pub struct Origin {
     pub addr: SocketAddr,
+    /// How many requests it has answered.
+    pub answered: Arc<AtomicU64>,
     listener: OwnedFd,
     poll: Poll,
     scratch: Vec<u8>,
@@ -75,28 +79,33 @@ struct Answer {
 /// Whole answers by body length, rendered once.
 struct Answers {
     small: Arc<[u8]>,
-    by_length: HashMap<u64, Arc<[u8]>>,
+    by_path: HashMap<Box<[u8]>, Arc<[u8]>>,
 }
 
 impl Answers {
     fn new() -> Answers {
-        Answers { small: render(SMALL_BODY_BYTES), by_length: HashMap::new() }
+        Answers { small: render(SMALL_BODY_BYTES, ""), by_path: HashMap::new() }
     }
 
     fn for_path(&mut self, path: &[u8]) -> Arc<[u8]> {
-        let length =
-            path.strip_prefix(b"/bytes/").and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
-        match length {
-            None => self.small.clone(),
-            Some(length) => self.by_length.entry(length).or_insert_with(|| render(length)).clone(),
+        if let Some(known) = self.by_path.get(path) {
+            return known.clone();
         }
+        let (digits, fields) = match (path.strip_prefix(b"/bytes/"), path.strip_prefix(b"/cached/")) {
+            (Some(digits), _) => (digits, ""),
+            // A validator as well: some caches keep nothing that they could not ask about again.
+            (None, Some(digits)) => (digits, "Cache-Control: public, max-age=3600\r\nETag: \"1\"\r\n"),
+            (None, None) => return self.small.clone(),
+        };
+        let length = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
+        let Some(length) = length else { return self.small.clone() };
+        self.by_path.entry(path.into()).or_insert_with(|| render(length, fields)).clone()
     }
 }
 
-fn render(length: u64) -> Arc<[u8]> {
-    let mut answer =
-        format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n")
-            .into_bytes();
+fn render(length: u64, fields: &str) -> Arc<[u8]> {
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n";
+    let mut answer = format!("{head}{fields}Content-Length: {length}\r\n\r\n").into_bytes();
     answer.extend((0..length).map(|at| b"0123456789abcdef"[at as usize % 16]));
     answer.into()
 }
@@ -105,12 +114,15 @@ impl Origin {
     /// Listens on a free loopback port.
     pub fn bind() -> io::Result<Origin> {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        // The standard library asks for few; a proxy may open a thousand at once.
+        listen(&listener, BACKLOG)?;
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
         let poll = Poll::new()?;
         poll.add(&listener, LISTENER, Interest::Read)?;
         Ok(Origin {
             addr,
+            answered: Arc::default(),
             listener: listener.into(),
             poll,
             scratch: vec![0; SCRATCH_BYTES],
@@ -195,6 +207,7 @@ impl Origin {
         };
         let mut input = &self.scratch[..bytes];
         while let Some(answer) = connection.request.take(&mut input, &mut self.answers)? {
+            self.answered.fetch_add(1, Ordering::Relaxed);
             connection.closing |= answer.close;
             connection.unsent.push_back(answer.bytes);
         }

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use bench::load::{self, Expect, Fault, Load, Outcome, Pace, Reuse};
+use bench::load::{self, Active, Expect, Fault, Load, Outcome, Pace, Reuse};
 use bench::origin::{EVENTS, Origin, SMALL_BODY_BYTES};
 use bench::poll::Events;
 use bench::scenario::Exchange;
@@ -17,6 +17,8 @@ fn load(target: SocketAddr, exchange: Exchange, reuse: Reuse, pace: Pace) -> Loa
         request: exchange.request(reuse),
         expect: exchange.expect(),
         connections: 4,
+        active: Active::All,
+        depth: 1,
         pace,
         reuse,
         warm_up: Duration::from_millis(50),
@@ -91,6 +93,56 @@ fn an_origin_that_behaves_gives_no_fault() {
     }
 }
 
+#[test]
+fn requests_go_out_together_and_are_answered_one_by_one() {
+    let mut origin = Origin::bind().unwrap();
+    let answered = origin.answered.clone();
+    let mut events = Events::with_capacity(EVENTS);
+    let mut load = load(origin.addr, Exchange::Small, Reuse::Keepalive, Pace::Saturating);
+    (load.depth, load.duration) = (16, Duration::from_millis(100));
+    let turn = || origin.turn(&mut events, Duration::ZERO);
+    let sample = || answered.load(std::sync::atomic::Ordering::Relaxed);
+    let (outcome, [before, after]) = load::run(&load, turn, sample).unwrap();
+    assert_eq!(outcome.faults.total(), 0, "{:?}", outcome.faults);
+    assert_eq!(outcome.latency_ns.len(), outcome.answers);
+    // On its way at either end is at most everything once, and as much may arrive in the last turn, too late.
+    assert!(
+        outcome.answers.abs_diff(after - before) <= 2 * 4 * 16,
+        "{} of {}",
+        outcome.answers,
+        after - before
+    );
+}
+
+#[test]
+fn connections_that_do_not_ask_stay_open() {
+    for active in [Active::Same(2), Active::InTurn(2)] {
+        let mut origin = Origin::bind().unwrap();
+        let mut events = Events::with_capacity(EVENTS);
+        let mut load = load(origin.addr, Exchange::Small, Reuse::Keepalive, Pace::Saturating);
+        (load.connections, load.active) = (300, active);
+        load.duration = Duration::from_millis(100);
+        let (outcome, _) = load::run(&load, || origin.turn(&mut events, Duration::ZERO), || ()).unwrap();
+        assert_eq!((outcome.open, outcome.faults.total()), (300, 0), "{active:?}");
+        assert!(outcome.answers > 300, "{active:?}: {}", outcome.answers);
+    }
+}
+
+#[test]
+fn a_generator_with_little_to_do_says_so() {
+    let spare = |pace| {
+        let mut origin = Origin::bind().unwrap();
+        let mut events = Events::with_capacity(EVENTS);
+        let mut load = load(origin.addr, Exchange::Small, Reuse::Keepalive, pace);
+        load.duration = Duration::from_millis(200);
+        let (outcome, _) = load::run(&load, || origin.turn(&mut events, Duration::ZERO), || ()).unwrap();
+        outcome.spare.as_secs_f64() / outcome.elapsed.as_secs_f64()
+    };
+    // With nothing in between, generator and origin always have something to do for each other.
+    assert!(spare(Pace::Saturating) < 0.2);
+    assert!(spare(Pace::Rate(100.0)) > 0.8);
+}
+
 /// What a server does with each request of each connection.
 #[derive(Clone, Copy)]
 enum Script {
@@ -131,7 +183,7 @@ fn faults_of(script: Script) -> load::Faults {
             }
         });
         let mut load = load(addr, Exchange::Small, Reuse::Keepalive, Pace::Rate(40.0));
-        load.expect = Expect { status: 200, body_bytes: 2 };
+        load.expect = Expect { status: 200, body_bytes: Some(2) };
         load.duration = Duration::from_millis(300);
         load.timeout = Duration::from_millis(100);
         let faults = load::run(&load, || false, || ()).unwrap().0.faults;

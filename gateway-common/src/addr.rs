@@ -3,8 +3,8 @@
 
 use core::net::{IpAddr, Ipv6Addr};
 
-/// An IPv6 address, or an IPv4 one in its mapped form.
-#[repr(transparent)]
+/// An IPv6 address, or an IPv4 one in its mapped form. Aligned so that it is copied by words.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
     pub octets: [u8; 16],
@@ -73,8 +73,16 @@ impl Address {
         Self::from_words([a & e, b & f, c & g, d & h])
     }
 
+    /// The address in two words, its first octet lowest, as a hash takes it.
     #[inline(always)]
-    fn words(&self) -> [u32; 4] {
+    pub fn halves(&self) -> [u64; 2] {
+        let [a, b, c, d] = self.words().map(|word| u64::from(u32::from_le(word)));
+        [a | b << 32, c | d << 32]
+    }
+
+    /// The address in four words as they lie in memory.
+    #[inline(always)]
+    pub fn words(&self) -> [u32; 4] {
         let mut words = [0; 4];
         for (word, chunk) in words.iter_mut().zip(self.octets.as_chunks().0) {
             *word = u32::from_ne_bytes(*chunk);

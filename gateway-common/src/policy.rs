@@ -3,18 +3,31 @@
 //! There are two slots of everything. The selector names the one in force; userspace writes the other
 //! and flips. A packet reads the selector once, so it is judged by one policy from end to end.
 
+use crate::Verdict;
 use crate::addr::{Address, Family, Mask};
 use crate::limit::Budget;
 
 /// Number of slots.
 pub const SLOTS: usize = 2;
 
-/// Judge and count, drop nothing.
-pub const MONITOR: u32 = 1;
 /// The slot's allow list has entries; an empty one is not looked up.
-pub const HAS_ALLOW: u32 = 1 << 1;
+pub const HAS_ALLOW: u32 = 1;
 /// The slot's deny list has entries.
-pub const HAS_DENY: u32 = 1 << 2;
+pub const HAS_DENY: u32 = 1 << 1;
+/// Fragments to us that hide their TCP flags are dropped.
+pub const STRICT_FRAGMENTS: u32 = 1 << 2;
+/// There is a ceiling on the packets of a source.
+pub const HAS_CEILING: u32 = 1 << 3;
+/// Cookies may be sent, while they are armed.
+pub const MAY_SEND_COOKIES: u32 = 1 << 4;
+
+/// Addresses that a policy holds itself: a packet to us is told from others without a look-up.
+pub const IPV4_HOSTS: usize = 8;
+
+/// What listens at a port, in one slot: nothing, or its place in the list of listeners plus one.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Port(pub u32);
 
 /// What one slot says besides its lists.
 #[repr(C)]
@@ -24,12 +37,26 @@ pub struct Policy {
     pub generation: u64,
     /// New connections of one source.
     pub budget: Budget,
+    /// Connection requests of all sources without a bucket together, on each CPU.
+    pub new_sources: Budget,
+    /// Packets of one source, where the flag says so.
+    pub ceiling: Budget,
+    /// Of the hash by which sources are shed; the same for the life of a process.
+    pub shed_key: [u64; 2],
     /// The bits of an IPv6 address that tell sources apart.
-    pub ipv6_mask: Mask,
-    /// `MONITOR`, `HAS_ALLOW`, `HAS_DENY`.
+    pub source_mask: Mask,
+    /// The bits of an IPv6 address that tell clients of userspace apart: penalties and known sources.
+    pub client_mask: Mask,
+    /// `HAS_ALLOW` and the others.
     pub flags: u32,
+    /// The set of verdicts that are counted and do nothing.
+    pub monitored: u32,
     /// Counts the budgets of this process: a new one starts every source with a full bucket.
     pub epoch: u32,
+    /// IPv4 addresses that listen, as they lie in memory; 0 stands for none. More are in the map alone.
+    pub ipv4_hosts: [u32; IPV4_HOSTS],
+    /// The segment size that an answer with a cookie announces, for IPv4 and IPv6.
+    pub segment_bytes: [u16; 2],
 }
 
 /// A place where the gateway listens, in one slot.
@@ -38,44 +65,76 @@ pub struct Policy {
 pub struct Listener {
     pub slot: u32,
     pub address: Address,
-    /// Host order.
+    /// Host order; 0 stands for the address with any port, for fragments that show none.
     pub port: u16,
     /// An IP protocol number.
     pub protocol: u16,
 }
 
-/// What an allow or deny trie is searched by: the scope word, then the address.
+/// What an allow or deny trie is searched by: slot and family, then the address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
-    /// Slot and family, so that `::/0` does not take in the mapped IPv4 addresses.
-    pub scope: u32,
+    pub slot: u32,
+    /// So that `::/0` does not take in the mapped IPv4 addresses.
+    pub family: u32,
     pub address: Address,
 }
 
 /// What a listed network says about itself.
+///
+/// A trie finds only the longest network, so userspace gives each the longest life of all that cover it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Its place in the configuration's list.
+    /// Its place in the list.
     pub index: u32,
+    /// `TRUSTED`, in the allow list.
+    pub flags: u32,
+    /// In force before this, in monotonic nanoseconds; 0: never, [`FOREVER`]: always.
+    pub until_ns: u64,
+    /// Packets that met it are counted before this, and judged on.
+    pub watched_until_ns: u64,
+    /// Packets that met it.
+    pub hits: u64,
 }
 
-/// Whose bucket it is. What a source owes under one budget says nothing under the next, so the epoch is
-/// part of the key: after a change the old entries are simply never asked for again.
+/// Of a [`Rule`]: a proxy whose word about its clients is believed. It may be denied, but is neither limited,
+/// nor penalised, nor shed.
+pub const TRUSTED: u32 = 1;
+/// An end that never comes.
+pub const FOREVER: u64 = u64::MAX;
+
+/// Whose bucket it is, and of what.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Holder {
     /// An IPv4 address, or an IPv6 one cut to the policy's mask.
     pub address: Address,
-    pub epoch: u32,
+    /// Epoch and kind. What a source owes under one budget says nothing under the next: after a change the
+    /// old entries are simply never asked for again.
+    scope: u32,
 }
 
-/// A source's word of [`Budget`]; an absent one is a full bucket.
-#[repr(C)]
+/// What a bucket is charged with.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Charged {
+    /// Connection requests, whose source is a claim.
+    Requests = 0,
+    /// Connections that answered a cookie, whose source is true. Apart from the claims, so that nobody's can
+    /// be used up by somebody who forges his address.
+    Connections = 1,
+    Packets = 2,
+}
+
+/// A source's word of [`Budget`], and what it was refused; an absent one is a full bucket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
     pub full_at_ns: u64,
+    pub refused: u64,
+    pub refused_at_ns: u64,
 }
 
 impl Policy {
@@ -83,28 +142,81 @@ impl Policy {
     pub const fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
     }
+
+    /// Whether the verdict is only counted.
+    #[inline(always)]
+    pub const fn monitors(&self, verdict: Verdict) -> bool {
+        self.monitored & verdict.bit() != 0
+    }
+}
+
+impl Port {
+    /// Ports of one slot.
+    pub const COUNT: usize = 1 << 16;
+    /// The policy's `ipv4_hosts` are all that listen at it with IPv4.
+    const AT_THE_HOSTS: u32 = 1 << 31;
+
+    pub const fn new(listener: u32, at_the_hosts: bool) -> Self {
+        Self((listener + 1) | if at_the_hosts { Self::AT_THE_HOSTS } else { 0 })
+    }
+
+    /// The place of the slot's port in the map.
+    #[inline(always)]
+    pub const fn place(slot: u32, port: u16) -> u32 {
+        slot << 16 | port as u32
+    }
+
+    #[inline(always)]
+    pub const fn is_closed(self) -> bool {
+        self.0 == 0
+    }
+
+    #[inline(always)]
+    pub const fn is_at_the_hosts(self) -> bool {
+        self.0 & Self::AT_THE_HOSTS != 0
+    }
+
+    #[inline(always)]
+    pub const fn listener(self) -> u32 {
+        (self.0 & !Self::AT_THE_HOSTS).wrapping_sub(1)
+    }
 }
 
 impl Source {
+    /// Bits of a key before the address.
+    const SCOPE_BITS: u32 = 64;
     /// Bits of a key that names one address and not a network.
-    pub const BITS: u32 = 160;
+    pub const BITS: u32 = Self::SCOPE_BITS + 128;
 
     #[inline(always)]
     pub const fn new(slot: u32, family: Family, address: Address) -> Self {
-        Self { scope: slot << 8 | family as u32, address }
+        Self { slot, family: family as u32, address }
     }
 
     /// Bits of the key of a network with `length` bits in its own notation.
     pub const fn prefix_bits(family: Family, length: u8) -> u32 {
         match family {
-            Family::Ipv4 => 32 + 96 + length as u32,
-            Family::Ipv6 | Family::Other => 32 + length as u32,
+            Family::Ipv4 => Self::SCOPE_BITS + 96 + length as u32,
+            Family::Ipv6 | Family::Other => Self::SCOPE_BITS + length as u32,
         }
     }
 }
 
+impl Holder {
+    #[inline(always)]
+    pub const fn new(address: Address, epoch: u32, charged: Charged) -> Self {
+        Self { address, scope: epoch << 2 | charged as u32 }
+    }
+
+    /// Whether it holds what `charged` is charged to, under any epoch.
+    pub const fn is_of(&self, charged: Charged) -> bool {
+        self.scope & 3 == charged as u32
+    }
+}
+
 // Map keys are compared as bytes: a layout with holes would compare noise.
-const _: () = assert!(size_of::<Policy>() == 8 + 16 + 16 + 4 + 4);
+const _: () = assert!(size_of::<Policy>() == 8 + 4 * 16 + 2 * 16 + 3 * 4 + IPV4_HOSTS * 4 + 4);
 const _: () = assert!(size_of::<Listener>() == 4 + 16 + 2 + 2);
+const _: () = assert!(size_of::<Rule>() == 4 + 4 + 3 * 8);
 const _: () = assert!(size_of::<Holder>() == 16 + 4);
 const _: () = assert!(size_of::<Source>() * 8 == Source::BITS as usize);

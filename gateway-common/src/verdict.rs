@@ -1,7 +1,7 @@
 //! Verdicts: the one table of what the kernel half can say about a packet.
 //!
-//! A row gives a verdict's name (metric label, log name and test column at once), its action and its
-//! meaning; the discriminant is its place in the counters.
+//! A row gives a verdict's name (metric label, log name, test column and word of `kernel.monitor` at once),
+//! its action and its meaning; the discriminant is its place in the counters.
 
 /// What was found out about one packet.
 #[repr(u32)]
@@ -13,6 +13,16 @@ pub enum Verdict {
     OverBudget = 3,
     Malformed = 4,
     Pass = 5,
+    Penalised = 6,
+    CookieSent = 7,
+    CookieAccepted = 8,
+    Seed = 9,
+    Flooded = 10,
+    Shed = 11,
+    Fragment = 12,
+    LaterFragment = 13,
+    OverCeiling = 14,
+    Contended = 15,
 }
 
 /// What happens to the packet.
@@ -20,6 +30,8 @@ pub enum Verdict {
 pub enum Action {
     Pass,
     Drop,
+    /// It goes back where it came from, as the answer to itself.
+    Answer,
 }
 
 /// One line of the table.
@@ -31,13 +43,29 @@ pub struct Row {
 }
 
 impl Verdict {
-    pub const ALL: [Self; 6] =
-        [Self::NotOurs, Self::Allowed, Self::Denied, Self::OverBudget, Self::Malformed, Self::Pass];
+    pub const ALL: [Self; 16] = [
+        Self::NotOurs,
+        Self::Allowed,
+        Self::Denied,
+        Self::OverBudget,
+        Self::Malformed,
+        Self::Pass,
+        Self::Penalised,
+        Self::CookieSent,
+        Self::CookieAccepted,
+        Self::Seed,
+        Self::Flooded,
+        Self::Shed,
+        Self::Fragment,
+        Self::LaterFragment,
+        Self::OverCeiling,
+        Self::Contended,
+    ];
 
     /// The verdict's line of the table.
     #[inline(always)]
     pub const fn row(self) -> Row {
-        use Action::{Drop, Pass};
+        use Action::{Answer, Drop, Pass};
         let (name, action, meaning) = match self {
             Self::NotOurs => ("not_ours", Pass, "no connection request to one of our listeners"),
             Self::Allowed => ("allowed", Pass, "a connection request from an exempt network"),
@@ -45,14 +73,34 @@ impl Verdict {
             Self::OverBudget => ("over_budget", Drop, "a connection request beyond its source's budget"),
             Self::Malformed => ("malformed", Pass, "cut short or inconsistent; the stack decides"),
             Self::Pass => ("pass", Pass, "a connection request within its source's budget"),
+            Self::Penalised => ("penalised", Drop, "from a source that ignored its refusals"),
+            Self::CookieSent => ("cookie_sent", Answer, "a connection request answered with a SYN cookie"),
+            Self::CookieAccepted => {
+                ("cookie_accepted", Pass, "the answer to a SYN cookie, and the right one")
+            }
+            Self::Seed => ("seed", Pass, "a connection request the stack answers, so that it takes cookies"),
+            Self::Flooded => {
+                ("flooded", Pass, "beyond a budget, and no cookie could be sent; the stack decides")
+            }
+            Self::Shed => ("shed", Drop, "a connection request the gateway has no capacity for"),
+            Self::Fragment => ("fragment", Drop, "a fragment to us that hides or overwrites TCP flags"),
+            Self::LaterFragment => ("later_fragment", Pass, "a fragment behind the TCP header"),
+            Self::OverCeiling => ("over_ceiling", Drop, "a packet beyond its source's ceiling"),
+            Self::Contended => ("contended", Drop, "its bucket was lost to other CPUs four times in a row"),
         };
         Row { name, action, meaning }
     }
 
-    /// What the verdict does to its packet; a monitor only counts.
+    /// The verdict's bit in a set of verdicts.
     #[inline(always)]
-    pub const fn action(self, monitor: bool) -> Action {
-        if monitor { Action::Pass } else { self.row().action }
+    pub const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+
+    /// What the verdict does to its packet. Those in the set `monitored` are only counted.
+    #[inline(always)]
+    pub const fn action(self, monitored: u32) -> Action {
+        if monitored & self.bit() == 0 { self.row().action } else { Action::Pass }
     }
 }
 
@@ -70,8 +118,12 @@ mod tests {
     }
 
     #[test]
-    fn a_monitor_drops_nothing() {
-        assert!(Verdict::ALL.into_iter().all(|verdict| verdict.action(true) == Action::Pass));
-        assert!(Verdict::ALL.into_iter().any(|verdict| verdict.action(false) == Action::Drop));
+    fn a_monitor_drops_nothing_of_what_it_watches() {
+        for watched in Verdict::ALL {
+            assert!(Verdict::ALL.iter().all(|verdict| verdict.action(u32::MAX) == Action::Pass));
+            assert_eq!(watched.action(watched.bit()), Action::Pass);
+            assert_eq!(watched.action(!watched.bit()), watched.row().action);
+        }
+        assert!(Verdict::ALL.into_iter().any(|verdict| verdict.action(0) == Action::Drop));
     }
 }

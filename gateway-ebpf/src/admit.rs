@@ -1,30 +1,141 @@
-//! The judgement of a connection request, in its order: not ours → allow → deny → budget → pass.
+//! The judgement of a TCP segment, in its order: not ours → allow → deny → penalty → budget or cookie → shed →
+//! pass.
 //!
-//! Called once per request by `judge`. It knows neither packets nor hooks.
+//! Called once per segment by `judge`. It knows neither headers nor hooks. Only connection requests are
+//! limited; segments of connections are looked at while somebody is blocked, cookies are out, or a ceiling
+//! is set.
 
-use gateway_common::policy::{HAS_ALLOW, HAS_DENY, Holder, Policy, Source};
-use gateway_common::{Family, Verdict};
+use gateway_common::policy::{
+    Charged, HAS_ALLOW, HAS_CEILING, HAS_DENY, Holder, MAY_SEND_COOKIES, Policy, STRICT_FRAGMENTS, Source,
+};
+use gateway_common::pressure::{BLOCKING, COOKIES, PENALTIES, SHEDDING};
+use gateway_common::standing::{BLOCKED, Class, SLOWED_BY};
+use gateway_common::{Address, Family, Verdict};
 
-use crate::maps;
-use crate::packet::Request;
+use crate::maps::{self, Charge, Exempt};
+use crate::packet::{Frame, Kind, Segment};
 
-/// Says what becomes of `request` under the policy of `slot`.
+/// Whether segments of connections are judged.
 #[inline(always)]
-pub fn admit(slot: u32, policy: &Policy, request: &Request) -> Verdict {
-    if !maps::is_listener(slot, request.destination, request.destination_port) {
+pub fn looks_closer<F: Frame>(policy: &Policy, attention: u64) -> bool {
+    attention & (BLOCKING | COOKIES) != 0 || F::ANSWERS && policy.has(HAS_CEILING)
+}
+
+/// Says what becomes of `segment` under the policy of `slot`.
+#[inline(always)]
+pub fn admit<F: Frame>(frame: &F, slot: u32, policy: &Policy, attention: u64, segment: &Segment) -> Verdict {
+    let has_ceiling = F::ANSWERS && policy.has(HAS_CEILING);
+    let Some(listener) =
+        maps::listener(slot, policy, segment.family, segment.destination, segment.destination_port)
+    else {
         return Verdict::NotOurs;
+    };
+    let source = Source::new(slot, segment.family, segment.source);
+    let exempt = if policy.has(HAS_ALLOW) { maps::exempts(source) } else { Exempt::Not };
+    if exempt == Exempt::Allowed {
+        return exempted(segment.kind);
     }
-    let source = Source::new(slot, request.family, request.source);
-    if policy.has(HAS_ALLOW) && maps::allows(source) {
-        return Verdict::Allowed;
-    }
-    if policy.has(HAS_DENY) && maps::denies(source) {
+    // No connection that exists is broken by a deny.
+    let opens = matches!(segment.kind, Kind::Request | Kind::Fragment);
+    if opens && policy.has(HAS_DENY) && maps::denies(source) {
         return Verdict::Denied;
     }
-    let address = match request.family {
-        Family::Ipv6 => request.source.masked(&policy.ipv6_mask),
-        Family::Ipv4 | Family::Other => request.source,
+    if exempt == Exempt::Trusted {
+        return exempted(segment.kind);
+    }
+    if segment.kind == Kind::Fragment {
+        return if policy.has(STRICT_FRAGMENTS) { Verdict::Fragment } else { Verdict::Malformed };
+    }
+    let cut = |mask| match segment.family {
+        Family::Ipv6 => segment.source.masked(mask),
+        Family::Ipv4 | Family::Other => segment.source,
     };
-    let holder = Holder { address, epoch: policy.epoch };
-    if maps::take(&policy.budget, holder) { Verdict::Pass } else { Verdict::OverBudget }
+    let now = maps::now();
+    let mut slowed = None;
+    if attention & PENALTIES != 0
+        && let Some(penalty) = maps::penalty(cut(&policy.client_mask), now)
+    {
+        if penalty.level() == BLOCKED {
+            penalty.hit();
+            return Verdict::Penalised;
+        }
+        slowed = Some(penalty);
+    }
+    let address = cut(&policy.source_mask);
+    if has_ceiling {
+        let holder = Holder::new(address, policy.epoch, Charged::Packets);
+        match maps::charge(&policy.ceiling, Some(&policy.new_sources), &holder, now) {
+            Charge::Granted | Charge::New => {}
+            Charge::Refused => return Verdict::OverCeiling,
+            Charge::Contended => return Verdict::Contended,
+        }
+    }
+    match segment.kind {
+        Kind::Request => {}
+        Kind::Ack if F::ANSWERS && attention & COOKIES != 0 && maps::may_answer(now) => {
+            return returned(frame, policy, segment, address, now);
+        }
+        Kind::Ack | Kind::Other | Kind::Fragment => return Verdict::NotOurs,
+    }
+    let budget = if slowed.is_some() { policy.budget.slowed(SLOWED_BY) } else { policy.budget };
+    let holder = Holder::new(address, policy.epoch, Charged::Requests);
+    let charge = maps::charge(&budget, Some(&policy.new_sources), &holder, now);
+    let could_answer = F::ANSWERS && maps::with_cookies() && policy.has(MAY_SEND_COOKIES);
+    let wants_cookie = match charge {
+        Charge::Granted => false,
+        Charge::Contended => return Verdict::Contended,
+        Charge::New => true,
+        Charge::Refused => {
+            if let Some(penalty) = slowed {
+                penalty.hit();
+                return Verdict::Penalised;
+            }
+            // The source is a claim: whoever forges that of a client we know must not lock it out.
+            if !could_answer || maps::class(&cut(&policy.client_mask), now) == Class::Unknown {
+                return Verdict::OverBudget;
+            }
+            true
+        }
+    };
+    if attention & SHEDDING != 0 && maps::sheds(&policy.shed_key, &cut(&policy.client_mask), now) {
+        return Verdict::Shed;
+    }
+    if !wants_cookie {
+        Verdict::Pass
+    } else if !could_answer || attention & COOKIES == 0 || !maps::may_answer(now) {
+        // Userspace arms cookies when it sees these.
+        Verdict::Flooded
+    } else if maps::is_seed_due(listener, now) {
+        Verdict::Seed
+    } else {
+        Verdict::CookieSent
+    }
+}
+
+/// A segment that nothing but its being ours can be said about.
+#[inline(always)]
+fn exempted(kind: Kind) -> Verdict {
+    match kind {
+        Kind::Request => Verdict::Allowed,
+        Kind::Ack | Kind::Other => Verdict::NotOurs,
+        Kind::Fragment => Verdict::Malformed,
+    }
+}
+
+/// A segment that may be the answer to a cookie: if it is, its source is no claim any more, and is charged.
+#[inline(always)]
+fn returned<F: Frame>(frame: &F, policy: &Policy, segment: &Segment, address: Address, now: u64) -> Verdict {
+    if frame.is_of_connection(segment) || !frame.has_cookie(segment) {
+        return Verdict::NotOurs;
+    }
+    let holder = Holder::new(address, policy.epoch, Charged::Connections);
+    match maps::charge(&policy.budget, None, &holder, now) {
+        Charge::Granted | Charge::New => {
+            maps::remember(Holder::new(address, policy.epoch, Charged::Requests), now);
+            Verdict::CookieAccepted
+        }
+        // What it sends next brings the cookie again, so it waits rather than fails.
+        Charge::Refused => Verdict::OverBudget,
+        Charge::Contended => Verdict::Contended,
+    }
 }

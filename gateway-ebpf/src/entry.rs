@@ -5,13 +5,13 @@
 
 #![allow(unsafe_code)]
 
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use gateway_common::Action;
 
-use crate::judge;
-use crate::packet::Frame;
+use crate::packet::{Frame, Segment};
+use crate::{cookie, judge};
 
 /// TC's "I have no opinion": programs after this one still run.
 const TC_NEXT: i32 = -1;
@@ -33,7 +33,8 @@ fn gw_xdp_frags(context: XdpContext) -> u32 {
 #[classifier]
 fn gw_tc(context: TcContext) -> i32 {
     match judge(&context) {
-        Action::Pass => TC_NEXT,
+        // This hook answers nothing.
+        Action::Pass | Action::Answer => TC_NEXT,
         Action::Drop => TC_DROP,
     }
 }
@@ -43,10 +44,28 @@ fn xdp_action(context: &XdpContext) -> u32 {
     match judge(context) {
         Action::Pass => XDP_PASS,
         Action::Drop => XDP_DROP,
+        Action::Answer => XDP_TX,
     }
 }
 
 impl Frame for XdpContext {
+    const ANSWERS: bool = true;
+
+    #[inline(always)]
+    fn answer(&self, request: &Segment, segment_bytes: u16) -> bool {
+        cookie::answer(self, request, segment_bytes)
+    }
+
+    #[inline(always)]
+    fn is_of_connection(&self, segment: &Segment) -> bool {
+        cookie::is_of_connection(self, segment)
+    }
+
+    #[inline(always)]
+    fn has_cookie(&self, segment: &Segment) -> bool {
+        cookie::is_returned(self, segment)
+    }
+
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let start = self.data() + offset;
@@ -89,6 +108,24 @@ impl Frame for XdpContext {
 }
 
 impl Frame for TcContext {
+    /// It sees merged packets, and none can be sent back.
+    const ANSWERS: bool = false;
+
+    #[inline(always)]
+    fn answer(&self, _: &Segment, _: u16) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn is_of_connection(&self, _: &Segment) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn has_cookie(&self, _: &Segment) -> bool {
+        false
+    }
+
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         // By helper and not by pointer: a merged or fragmented skb keeps its bytes in several places.

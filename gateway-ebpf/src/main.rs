@@ -7,30 +7,46 @@
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
+#![feature(asm_experimental_arch)]
 #![allow(internal_features)]
 
 mod admit;
+mod cookie;
 mod entry;
 mod maps;
 mod packet;
 
-use gateway_common::Action;
-use gateway_common::policy::MONITOR;
+use gateway_common::policy::Policy;
+use gateway_common::{Action, Family, Verdict};
 
-use crate::packet::Frame;
+use crate::packet::{Frame, Segment};
 
 /// Judges one frame and counts the verdict.
 #[inline(always)]
-fn judge(frame: &impl Frame) -> Action {
+fn judge<F: Frame>(frame: &F) -> Action {
     // No policy can only mean a program attached before userspace wrote one.
     let Some((slot, policy)) = maps::policy() else { return Action::Pass };
-    let parsed = packet::parse(frame);
-    let (verdict, family) = match &parsed {
-        Ok(request) => (admit::admit(slot, policy, request), request.family),
+    let bytes = frame.length();
+    let attention = maps::attention();
+    let (verdict, family) = match packet::parse(frame, admit::looks_closer::<F>(policy, attention)) {
+        Ok(segment) => {
+            let verdict = admit::admit(frame, slot, policy, attention, &segment);
+            let answers = F::ANSWERS && verdict == Verdict::CookieSent && !policy.monitors(verdict);
+            let done = if answers { answer(frame, policy, &segment) } else { verdict };
+            (done, segment.family)
+        }
         Err(unjudged) => (unjudged.verdict, unjudged.family),
     };
-    maps::count(verdict, family, frame.length());
+    maps::count(verdict, family, bytes);
     #[cfg(feature = "log")]
     frame.log(verdict);
-    verdict.action(policy.has(MONITOR))
+    verdict.action(policy.monitored)
+}
+
+/// Turns a request into its answer; one that cannot be answered is beyond its budget.
+#[inline(always)]
+fn answer(frame: &impl Frame, policy: &Policy, request: &Segment) -> Verdict {
+    let [ipv4, ipv6] = policy.segment_bytes;
+    let segment_bytes = if request.family == Family::Ipv6 { ipv6 } else { ipv4 };
+    if frame.answer(request, segment_bytes) { Verdict::CookieSent } else { Verdict::OverBudget }
 }

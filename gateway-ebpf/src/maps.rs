@@ -6,48 +6,145 @@
 
 use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 
+use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use gateway_common::limit::Budget;
-use gateway_common::maps::{MAX_LISTENERS, MAX_NETWORKS, MAX_SOURCES};
-use gateway_common::policy::{Bucket, Holder, Listener, Policy, Rule, SLOTS, Source};
+use gateway_common::maps::{
+    MAX_KNOWN, MAX_LISTENERS, MAX_NETWORKS, MAX_PENALTIES, MAX_SOURCES, NEW_SOURCES, SEEDS,
+};
+use gateway_common::policy::{Bucket, FOREVER, Holder, Listener, Policy, Port, Rule, SLOTS, Source, TRUSTED};
+use gateway_common::pressure::{self, Word};
+use gateway_common::standing::{Class, Known, Penalty};
 use gateway_common::{Address, Count, Family, Verdict, counters};
 
 /// 0 → the slot in force. Userspace flips it once a reload.
 #[btf_map(name = "gw_selector")]
 static SELECTOR: Array<u32, 1> = Array::new();
 
-/// Slot → budget, mask and flags. Userspace writes the slot that is not in force.
+/// Slot → budgets, masks and flags. Userspace writes the slot that is not in force.
 #[btf_map(name = "gw_policy")]
 static POLICY: Array<Policy, SLOTS> = Array::new();
+
+/// Slot and port → what listens there. Userspace, as `POLICY`.
+#[btf_map(name = "gw_ports")]
+static PORTS: Array<Port, { SLOTS * Port::COUNT }> = Array::new();
 
 /// Slot, address and port → the listener's place in the configuration. Userspace, as `POLICY`.
 #[btf_map(name = "gw_listeners")]
 static LISTENERS: HashMap<Listener, u32, MAX_LISTENERS> = HashMap::new();
 
-/// Slot, family and network → exempt. Userspace, as `POLICY`.
+/// Slot, family and network → exempt. Userspace, as `POLICY`; the kernel half counts hits.
 #[btf_map(name = "gw_allow")]
 static ALLOW: LpmTrie<Source, Rule, MAX_NETWORKS> = LpmTrie::new();
 
-/// Slot, family and network → denied. Userspace, as `POLICY`.
+/// Slot, family and network → denied. Userspace, as `POLICY`; the kernel half counts hits.
 #[btf_map(name = "gw_deny")]
 static DENY: LpmTrie<Source, Rule, MAX_NETWORKS> = LpmTrie::new();
 
-/// Source and epoch → when its bucket is full again. The kernel half alone writes it; forgetting a source that
-/// has been quiet forgets nothing, since an absent bucket is a full one.
+/// Source → why, since when and until when it is slowed or blocked. Userspace; the kernel half counts hits.
+/// Not LRU: a penalty is not forgotten because others came.
+#[btf_map(name = "gw_penalty")]
+static PENALTY: HashMap<Address, Penalty, MAX_PENALTIES> = HashMap::new();
+
+/// Source → how well it is known. Userspace, once a second at most. Forgetting one costs it rank only.
+#[btf_map(name = "gw_known")]
+static KNOWN: LruHashMap<Address, Known, MAX_KNOWN> = LruHashMap::new();
+
+/// Source, kind and epoch → when its bucket is full again. The kernel half, and userspace for sources it
+/// knows; forgetting one that has been quiet forgets nothing, since an absent bucket is a full one.
 #[btf_map(name = "gw_bucket")]
 static BUCKET: LruHashMap<Holder, Bucket, MAX_SOURCES> = LruHashMap::new();
+
+/// 0 → the bucket of all new sources; then, by listener, when a request was last let through as a seed. The
+/// kernel half, each CPU its own.
+#[btf_map(name = "gw_flood")]
+static FLOOD: PerCpuArray<u64, { SEEDS as usize + 1 }> = PerCpuArray::new();
+
+/// What there is to look at, and how userspace fares; each word with an end. Userspace, its heartbeat.
+#[btf_map(name = "gw_state")]
+static STATE: Array<u64, { pressure::WORDS }> = Array::new();
+
+/// 0 → the time, where `WITH_CLOCK` says so: in tests.
+#[btf_map(name = "gw_clock")]
+static CLOCK: Array<u64, 1> = Array::new();
 
 /// Verdict × family → packets and bytes, each CPU its own. The kernel half writes, userspace sums.
 #[btf_map(name = "gw_verdicts")]
 static COUNTERS: PerCpuArray<Count, { counters::CELLS }> = PerCpuArray::new();
 
+/// Whether this kernel has the helpers for cookies. The verifier leaves out what a constant rules out, so
+/// kernels without them load the rest.
+#[unsafe(no_mangle)]
+static WITH_COOKIES: Global<u8> = Global::new(0);
+
+/// Whether time is what `CLOCK` says.
+#[unsafe(no_mangle)]
+static WITH_CLOCK: Global<u8> = Global::new(0);
+
 const TCP: u16 = 6;
 /// A compare-exchange lost this often means as many other connections of the same source just then.
 const TRIES: usize = 4;
+/// One seed a second, listener and CPU keeps the stack taking cookies.
+const SEED_EVERY_NS: u64 = 1_000_000_000;
+
+/// What the allow list says of a source.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Exempt {
+    Not,
+    Trusted,
+    Allowed,
+}
+
+/// What became of a charge.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Charge {
+    Granted,
+    Refused,
+    /// Too many others charged the same bucket just then.
+    Contended,
+    /// It has no bucket, and more sources without one came than there may.
+    New,
+}
+
+/// A source's penalty in force.
+#[derive(Clone, Copy)]
+pub struct InForce(*mut Penalty);
+
+impl InForce {
+    #[inline(always)]
+    pub fn level(self) -> u32 {
+        // SAFETY: a look-up just returned the pointer, and the entry stays mapped while the program runs.
+        unsafe { (*self.0).level }
+    }
+
+    /// Counts a packet that it cost the source.
+    #[inline(always)]
+    pub fn hit(self) {
+        // SAFETY: as in `level`; the place of an aligned word of the entry.
+        unsafe { add(&raw mut (*self.0).hits) }
+    }
+}
+
+/// Monotonic nanoseconds. Their 4 ms grain is far below any sensible burst.
+#[inline(always)]
+pub fn now() -> u64 {
+    if WITH_CLOCK.load() == 0 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    } else {
+        CLOCK.get(0).copied().unwrap_or_default()
+    }
+}
+
+/// Whether an end is still to come. The clock is not read for those that always or never are.
+#[inline(always)]
+fn is_to_come(end_ns: u64) -> bool {
+    end_ns == FOREVER || (end_ns != 0 && now() < end_ns)
+}
 
 /// The slot in force and its policy.
 #[inline(always)]
@@ -58,56 +155,210 @@ pub fn policy() -> Option<(u32, &'static Policy)> {
 }
 
 #[inline(always)]
-pub fn is_listener(slot: u32, address: Address, port: u16) -> bool {
-    LISTENERS.get_ptr(Listener { slot, address, port, protocol: TCP }).is_some()
+pub fn attention() -> u64 {
+    state(pressure::ATTENTION)
 }
 
 #[inline(always)]
-pub fn allows(source: Source) -> bool {
-    ALLOW.get(&Key::new(Source::BITS, source)).is_some()
+pub fn with_cookies() -> bool {
+    WITH_COOKIES.load() != 0
+}
+
+/// Whether cookies may be sent and taken.
+#[inline(always)]
+pub fn may_answer(now: u64) -> bool {
+    with_cookies() && Word::read(state(pressure::ARMED), now).is_some()
+}
+
+/// Whether the source's class is shed just now, and the source with it.
+#[inline(always)]
+pub fn sheds(key: &[u64; 2], source: &Address, now: u64) -> bool {
+    let place = pressure::SHED + class(source, now) as u32;
+    Word::read(state(place), now).is_some_and(|word| word.sheds(key, source))
+}
+
+#[inline(always)]
+fn state(place: u32) -> u64 {
+    match STATE.get_ptr(place) {
+        // SAFETY: a look-up just returned the pointer to an aligned word, which userspace may write.
+        Some(word) => unsafe { word.read_volatile() },
+        None => 0,
+    }
+}
+
+/// The place of the listener at an address and port; port 0 stands for any of its own.
+#[inline(always)]
+pub fn listener(slot: u32, policy: &Policy, family: Family, address: Address, port: u16) -> Option<u32> {
+    if port != 0 {
+        let found = *PORTS.get(Port::place(slot, port))?;
+        if found.is_closed() {
+            return None;
+        }
+        if family == Family::Ipv4 && found.is_at_the_hosts() {
+            let [_, _, _, host] = address.words();
+            return policy.ipv4_hosts.iter().any(|own| *own == host).then_some(found.listener());
+        }
+    }
+    let place = LISTENERS.get_ptr(Listener { slot, address, port, protocol: TCP })?;
+    // SAFETY: a look-up just returned the pointer; this slot has no writer while it is in force.
+    Some(unsafe { *place })
+}
+
+#[inline(always)]
+pub fn exempts(source: Source) -> Exempt {
+    let Some(rule) = ALLOW.get(&Key::new(Source::BITS, source)) else { return Exempt::Not };
+    hit(rule);
+    if is_to_come(rule.until_ns) {
+        Exempt::Allowed
+    } else if rule.flags & TRUSTED != 0 {
+        Exempt::Trusted
+    } else {
+        Exempt::Not
+    }
 }
 
 #[inline(always)]
 pub fn denies(source: Source) -> bool {
-    DENY.get(&Key::new(Source::BITS, source)).is_some()
+    let Some(rule) = DENY.get(&Key::new(Source::BITS, source)) else { return false };
+    let denied = is_to_come(rule.until_ns);
+    if denied || is_to_come(rule.watched_until_ns) {
+        hit(rule);
+    }
+    denied
 }
 
-/// Takes one connection from a source's bucket; `false` when it holds none.
 #[inline(always)]
-pub fn take(budget: &Budget, source: Holder) -> bool {
-    // SAFETY: a helper without arguments. Its 4 ms grain is far below any sensible burst.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
-    if let Some(bucket) = BUCKET.get_ptr_mut(source) {
+fn hit(rule: &Rule) {
+    // SAFETY: the place of an aligned word of a map's value, which nobody else but this changes.
+    unsafe { add((&raw const rule.hits).cast_mut()) }
+}
+
+/// Counts one; of two CPUs that do so at once one may be lost, which is worth the 20 ns that an atomic addition
+/// takes. What must be exact is in `COUNTERS`.
+///
+/// # Safety
+/// `word` is an aligned word of a map's value.
+#[inline(always)]
+unsafe fn add(word: *mut u64) {
+    // SAFETY: the caller's promise.
+    unsafe { word.write_volatile(word.read_volatile().wrapping_add(1)) };
+}
+
+/// The penalty in force against a source.
+#[inline(always)]
+pub fn penalty(source: Address, now: u64) -> Option<InForce> {
+    let penalty = PENALTY.get_ptr_mut(source)?;
+    // SAFETY: a look-up just returned the pointer, and the entry stays mapped while the program runs.
+    let until = unsafe { (*penalty).until_ns };
+    (now < until).then_some(InForce(penalty))
+}
+
+/// How well a source is known.
+#[inline(always)]
+pub fn class(source: &Address, now: u64) -> Class {
+    let Some(known) = KNOWN.get_ptr(*source) else { return Class::Unknown };
+    // SAFETY: as in `penalty`.
+    let known = unsafe { *known };
+    if now >= known.until_ns {
+        Class::Unknown
+    } else if known.class == Class::Proven as u32 {
+        Class::Proven
+    } else {
+        Class::Known
+    }
+}
+
+/// Takes one from the holder's bucket. One without a bucket is first charged to that of all new sources, unless
+/// it is no claim (`None`): there are as many of those as can answer.
+///
+/// A function of its own in the object too, for the verifier's sake.
+#[inline(never)]
+pub fn charge(budget: &Budget, new_sources: Option<&Budget>, holder: &Holder, now: u64) -> Charge {
+    if let Some(bucket) = BUCKET.get_ptr_mut(holder) {
         return take_from(budget, bucket, now);
     }
-    let Some(full_at_ns) = budget.take(Budget::full(now), now) else { return false };
-    if BUCKET.insert(source, Bucket { full_at_ns }, BPF_NOEXIST.into()).is_ok() {
-        return true;
+    if new_sources.is_some_and(|new_sources| !admits_new(new_sources, now)) {
+        return Charge::New;
+    }
+    let Some(full_at_ns) = budget.take(Budget::full(now), now) else { return Charge::Refused };
+    let bucket = Bucket { full_at_ns, refused: 0, refused_at_ns: 0 };
+    if BUCKET.insert(holder, bucket, BPF_NOEXIST.into()).is_ok() {
+        return Charge::Granted;
     }
     // Another CPU was first, or the map has no room to spare: then the failure is ours and it passes.
-    BUCKET.get_ptr_mut(source).is_none_or(|bucket| take_from(budget, bucket, now))
+    match BUCKET.get_ptr_mut(holder) {
+        Some(bucket) => take_from(budget, bucket, now),
+        None => Charge::Granted,
+    }
+}
+
+/// Gives the holder a full bucket unless it has one.
+#[inline(always)]
+pub fn remember(holder: Holder, now: u64) {
+    let full = Bucket { full_at_ns: now, refused: 0, refused_at_ns: 0 };
+    // Where there is one, or no room, nothing is lost.
+    let _ = BUCKET.insert(holder, full, BPF_NOEXIST.into());
 }
 
 /// Charges a bucket that other CPUs may be charging too. Who loses every try is refused, so that two
 /// CPUs never grant the same connection twice.
 #[inline(always)]
-fn take_from(budget: &Budget, bucket: *mut Bucket, now: u64) -> bool {
-    let word = bucket.cast::<u64>();
+fn take_from(budget: &Budget, bucket: *mut Bucket, now: u64) -> Charge {
     // SAFETY: a look-up just returned the pointer, so it is aligned and stays mapped while the program
     // runs; if the entry is reused meanwhile, another source pays, and the exchange below still is one.
-    let mut seen = unsafe { word.read_volatile() };
+    let (word, mut seen) = unsafe {
+        let word = &raw mut (*bucket).full_at_ns;
+        (word, word.read_volatile())
+    };
     for _ in 0..TRIES {
-        let Some(next) = budget.take(seen, now) else { return false };
+        let Some(next) = budget.take(seen, now) else {
+            // SAFETY: as above; a count, and a time that any of its writers may have written last.
+            unsafe {
+                add(&raw mut (*bucket).refused);
+                (&raw mut (*bucket).refused_at_ns).write_volatile(now);
+            }
+            return Charge::Refused;
+        };
         // SAFETY: as above. The intrinsic, because the target offers no `AtomicU64`.
         let (found, taken) = unsafe {
             atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, seen, next)
         };
         if taken {
-            return true;
+            return Charge::Granted;
         }
         seen = found;
     }
-    false
+    Charge::Contended
+}
+
+/// Whether this CPU has room for another source without a bucket.
+#[inline(always)]
+fn admits_new(budget: &Budget, now: u64) -> bool {
+    let Some(word) = FLOOD.get_ptr_mut(NEW_SOURCES) else { return true };
+    // SAFETY: a look-up just returned the pointer, and this CPU's word has no other writer.
+    unsafe {
+        match budget.take(*word, now) {
+            Some(next) => {
+                *word = next;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Whether the stack of this listener needs to see a request, on this CPU.
+#[inline(always)]
+pub fn is_seed_due(listener: u32, now: u64) -> bool {
+    let Some(last) = FLOOD.get_ptr_mut(1 + listener % SEEDS) else { return false };
+    // SAFETY: as in `admits_new`.
+    unsafe {
+        let due = *last == 0 || now.wrapping_sub(*last) >= SEED_EVERY_NS;
+        if due {
+            *last = now;
+        }
+        due
+    }
 }
 
 /// Counts one packet.

@@ -3,18 +3,27 @@
 //! ARCHITECTURE.md tells how the modules hang together; dependencies point one way.
 
 pub mod admin;
+pub mod cache;
+pub mod cli;
 pub mod config;
+pub mod control;
 pub mod datapath;
 pub mod downstream;
+pub mod guard;
 pub mod kernel;
+pub mod limit;
+pub mod lists;
 pub mod metrics;
-pub mod mute;
+pub mod overload;
 pub mod path;
+pub mod privileges;
 pub mod proxy;
 pub mod reload;
 pub mod route;
 pub mod server;
 pub mod snapshot;
+pub mod text;
 pub mod timer;
+pub mod upkeep;
 pub mod upstream;
 pub mod worker;

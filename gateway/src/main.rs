@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use gateway::cli;
 use gateway::config::{self, Config};
+use gateway::datapath::cookies;
+use gateway::lists::List;
 use gateway::server::{Server, Source};
 use tracing_subscriber::EnvFilter;
 
@@ -18,7 +21,8 @@ const CANNOT_START: u8 = 3;
 
 /// An API gateway. Without a verb it runs.
 ///
-/// Exit codes: 0 as asked, 1 invalid configuration, 2 unreadable file or wrong arguments, 3 cannot start.
+/// Exit codes: 0 as asked, 1 invalid configuration or refused, 2 unreadable file or wrong arguments, 3 cannot start,
+/// or no gateway answers.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -41,10 +45,24 @@ enum Verb {
     Run,
     /// Read the configuration and say what is wrong with it.
     Check,
+    /// Say what this host can do for the kernel half, and what to do about the rest.
+    Doctor(cli::Doctor),
+    /// Say what would happen to a source now, and why.
+    Explain(cli::Explain),
+    /// Networks that are never refused.
+    Allow(cli::ListVerb),
+    /// Networks whose connections are dropped.
+    Deny(cli::ListVerb),
+    /// What the gateway starts itself as, to have the stack take SYN cookies.
+    #[command(hide = true, name = cookies::VERB)]
+    Syncookies,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if matches!(arguments.verb, Some(Verb::Syncookies)) {
+        return if cookies::serve().is_ok() { ExitCode::SUCCESS } else { CANNOT_START.into() };
+    }
     let filter = EnvFilter::try_from_env("GATEWAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -77,14 +95,15 @@ fn main() -> ExitCode {
             println!("{}: valid, {} routes", source.file.display(), config.routes.len());
             ExitCode::SUCCESS
         }
+        Verb::Doctor(verb) => verb.run(&config),
+        Verb::Explain(verb) => verb.run(&config),
+        Verb::Allow(verb) => verb.run(List::Allow, &config),
+        Verb::Deny(verb) => verb.run(List::Deny, &config),
+        Verb::Syncookies => unreachable!("it needs no configuration, so it has gone its way above"),
     }
 }
 
 fn run(config: Config, source: Source) -> ExitCode {
-    let missing = config.not_in_force();
-    if !missing.is_empty() {
-        tracing::warn!(keys = missing.join(", "), "configured but not built yet: these keys have no effect");
-    }
     match Server::start(config, source).and_then(Server::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -14,6 +14,8 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 
 pub struct Watch {
     events: mpsc::UnboundedReceiver<()>,
+    /// A change has begun and not been reported.
+    pending: bool,
     /// Stops watching when dropped.
     _watcher: RecommendedWatcher,
 }
@@ -33,19 +35,41 @@ impl Watch {
             }
         })?;
         watcher.watch(&directory, RecursiveMode::NonRecursive)?;
-        Ok(Self { events, _watcher: watcher })
+        Ok(Self { events, pending: false, _watcher: watcher })
     }
 
-    /// Waits for a change in the directory, and for it to settle.
+    /// Waits for a change in the directory, and for it to settle. Who stops waiting loses no change.
     pub async fn changed(&mut self) {
-        if self.events.recv().await.is_none() {
+        if !self.pending && self.events.recv().await.is_none() {
             std::future::pending::<()>().await;
         }
+        self.pending = true;
         while let Ok(Some(())) = tokio::time::timeout(DEBOUNCE, self.events.recv()).await {}
+        self.pending = false;
     }
 }
 
 fn is_end_of_write(event: &notify::Event) -> bool {
     use notify::event::{AccessKind, AccessMode, EventKind};
     event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::timeout;
+
+    #[tokio::test]
+    async fn a_change_outlives_who_stopped_waiting_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("gateway.json");
+        let mut watch = Watch::new(&file).unwrap();
+        std::fs::write(&file, "{}").unwrap();
+        // The first event is taken, and what follows it is waited for.
+        while !watch.pending {
+            let _ = timeout(Duration::from_millis(1), watch.changed()).await;
+        }
+        timeout(Duration::from_secs(60), watch.changed()).await.expect("it is reported all the same");
+        assert!(timeout(DEBOUNCE, watch.changed()).await.is_err(), "once");
+    }
 }

@@ -9,20 +9,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::admin::{self, State};
 use crate::config::{self, Config};
+use crate::control::{self, Control, Socket};
 use crate::datapath::{self, AddressChanges};
-use crate::downstream::listener;
+use crate::downstream::{Affordable, listener};
+use crate::guard;
 use crate::kernel::Kernel;
+use crate::lists::{self, Lists};
 use crate::metrics::Registry;
+use crate::privileges::{self, Identity};
 use crate::reload::Watch;
 use crate::snapshot::{Current, Snapshot};
+use crate::upkeep::Upkeep;
 use crate::worker::Worker;
 
 /// Why the gateway did not start, or stopped otherwise than asked.
@@ -32,6 +39,12 @@ pub enum Error {
     Bind(#[from] listener::BindError),
     #[error(transparent)]
     Kernel(#[from] datapath::Error),
+    #[error(transparent)]
+    Control(#[from] control::BindError),
+    #[error(transparent)]
+    Lists(#[from] lists::Error),
+    #[error(transparent)]
+    Privileges(#[from] privileges::Error),
     #[error("cannot start a worker thread: {0}")]
     Thread(io::Error),
     #[error("worker {worker} failed: {source}")]
@@ -69,14 +82,19 @@ impl Source {
 pub struct Server {
     source: Source,
     kernel: Kernel,
+    upkeep: Upkeep,
     current: Arc<Current>,
     registry: Arc<Registry>,
     state: Arc<State>,
     drain: watch::Sender<bool>,
     workers: Vec<JoinHandle<io::Result<()>>>,
     metrics: TcpListener,
+    socket: Option<Socket>,
     bound: SocketAddr,
 }
+
+/// Between two tries to attach to an interface that has returned and could not be attached to.
+const INTERFACE_RETRY: Duration = Duration::from_secs(5);
 
 /// What a signal asks for.
 #[derive(PartialEq)]
@@ -92,15 +110,38 @@ struct Signals {
 }
 
 impl Server {
-    /// Binds everything first, so that a taken port is an error and not half a gateway.
+    /// Binds everything first, so that a taken port is an error and not half a gateway; then gives up its
+    /// privileges, before there is any other thread.
     pub fn start(config: Config, source: Source) -> Result<Self, Error> {
+        raise_descriptor_limit();
+        let identity = config.user.as_ref().map(Identity::find).transpose()?;
         let count = config.workers.unwrap_or_else(default_workers);
         let listeners = listener::bind(config.listen, count)?;
         let metrics = listener::bind(config.metrics, NonZeroUsize::MIN)?.remove(0);
         let bound = listeners[0].local_addr()?;
-        let kernel = Kernel::start(&config.kernel, bound)?;
+        let control = config.control.as_ref();
+        let socket = control.map(|control| Socket::bind(&control.socket)).transpose()?;
+        let state_file = control.map(|control| control.state_file.clone());
+        let lists = state_file.as_deref().map_or_else(|| Ok(Lists::default()), Lists::load)?;
+        let kernel = Kernel::start(&config.kernel, bound, lists, state_file)?;
+        identity.iter().try_for_each(|identity| kernel.give_to(identity))?;
+        let stack = kernel.start_stack();
+        privileges::give_up(config.user.as_ref().zip(identity.as_ref()))?;
+        kernel.follow_log();
+        kernel.save()?;
+        let affordable = Affordable::with(count.get()).clients;
+        if let Some(max) = config.connections.max.filter(|&max| u64::from(max) > affordable) {
+            tracing::warn!(
+                max,
+                affordable,
+                "connections.max is more than the limit on open files allows for"
+            );
+        }
         let registry = Registry::new(count.get());
-        let current = Arc::new(ArcSwap::from_pointee(Snapshot::build(config, None, &registry)));
+        let upkeep = Upkeep::new(&config);
+        let snapshot = Snapshot::build(config, upkeep.names(), None, &registry);
+        kernel.keep_told(&snapshot.sources, stack)?;
+        let current = Arc::new(ArcSwap::from_pointee(snapshot));
         let state = {
             let kernel = kernel.clone();
             State::new(current.clone(), registry.clone(), Box::new(move || kernel.metrics()))
@@ -111,7 +152,7 @@ impl Server {
             Worker { index, listener, current, registry, drain }.start()
         });
         let workers = workers.collect::<io::Result<_>>().map_err(Error::Thread)?;
-        Ok(Self { source, kernel, current, registry, state, drain, workers, metrics, bound })
+        Ok(Self { source, kernel, upkeep, current, registry, state, drain, workers, metrics, socket, bound })
     }
 
     /// Serves until a signal ends it.
@@ -120,10 +161,14 @@ impl Server {
         runtime.block_on(self.control())
     }
 
-    async fn control(self) -> Result<(), Error> {
+    async fn control(mut self) -> Result<(), Error> {
         let mut signals = Signals::new()?;
         let metrics = tokio::net::TcpListener::from_std(self.metrics.try_clone()?)?;
         let admin = tokio::spawn(admin::serve(self.state.clone(), metrics));
+        let control = self.socket.take().map(|socket| {
+            tokio::spawn(Control::new(self.kernel.clone(), self.current.clone()).serve(socket))
+        });
+        let guard = tokio::spawn(guard::watch(self.current.clone(), self.registry.clone()));
         let mut watch = Watch::new(&self.source.file)
             .inspect_err(|error| {
                 tracing::warn!(%error, file = %self.source.file.display(), "cannot watch the configuration; reload with SIGHUP");
@@ -134,6 +179,7 @@ impl Server {
                 tracing::warn!(%error, "cannot follow the host's addresses; reload after changing them");
                 None
             });
+        self.upkeep.follow(&self.current.load());
         let mut loaded = self.source.seen.clone();
         let content = read(&self.source.file);
         if content != loaded {
@@ -152,6 +198,8 @@ impl Server {
                     self.reload();
                 }
                 () = host_changed(&mut addresses) => self.kernel.refresh(),
+                () = self.upkeep.moved() => self.follow_names(),
+                () = tokio::time::sleep(INTERFACE_RETRY), if self.kernel.is_incomplete() => self.kernel.refresh(),
                 () = changed(&mut watch) => {
                     // Other files live in the directory too: only new content is a change.
                     let content = read(&self.source.file);
@@ -163,7 +211,9 @@ impl Server {
             }
         }
         let drained = self.drain(&mut signals).await;
+        guard.abort();
         admin.abort();
+        control.inspect(tokio::task::JoinHandle::abort);
         drained
     }
 
@@ -175,39 +225,65 @@ impl Server {
         Ok(())
     }
 
-    /// Validates, builds, swaps; an error leaves what is in force as it is.
-    fn reload(&self) {
+    /// Validates, builds, swaps; an error leaves what is in force as it is. The kernel half gets the looser
+    /// of old and new before userspace changes, and the new one after: it is never stricter than the
+    /// configuration that is in force.
+    fn reload(&mut self) {
         let before = self.current.load_full();
         let fixed = |config: &Config| {
             let kernel = &config.kernel;
-            (config.listen, config.metrics, config.workers, kernel.interfaces.clone(), kernel.mode)
+            let kernel = (kernel.interfaces.clone(), kernel.mode, kernel.persist.clone());
+            let sizes = (config.workers, config.cache.shards, config.limit_table());
+            let process = (config.user.clone(), config.control.clone());
+            (config.listen, config.metrics, process, sizes, kernel)
         };
         let loaded = self.source.load().map_err(|error| error.to_string()).and_then(|config| {
             if fixed(&config) == fixed(&before.config) {
-                self.kernel.apply(&config.kernel).map_err(|error| error.to_string())?;
+                self.kernel.loosen(&config.kernel).map_err(|error| error.to_string())?;
                 Ok(config)
             } else {
-                Err("listen_addr, metrics_addr, workers, kernel.interfaces and kernel.mode change with a restart only"
+                Err("listen_addr, metrics_addr, user, control, workers, cache.shards, rate_limit.num_shards, rate_limit.max_keys, \
+                     kernel.interfaces, kernel.mode and kernel.persist change with a restart only"
                     .to_owned())
             }
         });
-        let reloads = &self.registry.reloads;
         match loaded {
             Ok(config) => {
-                let next = Arc::new(Snapshot::build(config, Some(&before), &self.registry));
+                self.upkeep.resolve_new(&config);
+                let names = self.upkeep.names();
+                let next = Arc::new(Snapshot::build(config, names, Some(&before), &self.registry));
                 let (generation, routes) = (next.generation, next.routes.len());
-                self.current.store(next.clone());
-                next.forget_others(&self.registry);
+                let kernel = next.config.kernel.clone();
+                self.put_in_force(next);
+                if let Err(error) = self.kernel.apply(&kernel) {
+                    tracing::error!(%error, "the kernel half lets pass more than the configuration says");
+                }
                 self.state.set_reload_error(None);
-                reloads.succeeded.add(1);
+                self.registry.reloads.succeeded.add(1);
                 tracing::info!(generation, routes, "configuration reloaded");
             }
             Err(error) => {
-                reloads.failed.add(1);
+                self.registry.reloads.failed.add(1);
                 tracing::error!(%error, "configuration refused; the one in force stays");
                 self.state.set_reload_error(Some(error));
             }
         }
+    }
+
+    /// The same configuration, for names that lead elsewhere.
+    fn follow_names(&mut self) {
+        let before = self.current.load_full();
+        let names = self.upkeep.names();
+        let mut next = Snapshot::build(before.config.clone(), names, Some(&before), &self.registry);
+        next.generation = before.generation;
+        tracing::info!(endpoints = next.endpoints.len(), "names of upstreams lead elsewhere");
+        self.put_in_force(Arc::new(next));
+    }
+
+    fn put_in_force(&mut self, next: Arc<Snapshot>) {
+        self.current.store(next.clone());
+        next.forget_others(&self.registry);
+        self.upkeep.follow(&next);
     }
 
     async fn drain(self, signals: &mut Signals) -> Result<(), Error> {
@@ -252,6 +328,15 @@ impl Signals {
             _ = self.interrupt.recv() => Asked::Stop,
             _ = self.hangup.recv() => Asked::Reload,
         }
+    }
+}
+
+/// As many open connections as the hard limit allows: the soft one is usually set for programs that
+/// use `select`.
+fn raise_descriptor_limit() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, limit = current, "cannot raise the limit on open files");
     }
 }
 

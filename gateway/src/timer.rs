@@ -1,4 +1,4 @@
-//! Deadlines of a worker: one coarse clock, one wheel, no `Sleep` per request.
+//! Deadlines of a worker: one coarse clock, one wheel, no `Sleep` per request, none of tokio's timers.
 //!
 //! A [`Timer`] belongs to one connection and holds the nearest instant at which its task must be
 //! looked at. Moving the deadline later, which every request does, is one store: the wheel finds
@@ -6,8 +6,9 @@
 //! reads [`Wheel::now`] and decides for itself what has expired.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 /// Grain of the clock: a deadline fires at most this much late.
@@ -84,6 +85,17 @@ impl Wheel {
         }
     }
 
+    /// Waits for `after`, and up to two ticks more.
+    pub async fn sleep(self: &Rc<Self>, after: Duration) {
+        let timer = Timer::new(self);
+        timer.arm(self.now().plus(after));
+        poll_fn(|cx| {
+            timer.register(cx.waker());
+            if timer.expired() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
     /// Wakes the owner of every armed timer, whatever its deadline: something it should know has changed.
     pub fn wake_all(&self) {
         let wakers: Vec<Waker> = self
@@ -138,6 +150,13 @@ impl Timer {
         self.state.deadline.set(deadline);
         if deadline < self.state.scheduled.get() {
             self.wheel.schedule(self.state.clone(), deadline);
+        }
+    }
+
+    /// Sets the deadline, unless an earlier one is set.
+    pub fn arm_sooner(&self, deadline: Tick) {
+        if deadline < self.state.deadline.get() {
+            self.arm(deadline);
         }
     }
 
@@ -238,6 +257,17 @@ mod tests {
         assert_eq!(rig.at(300), 1);
         rig.arm(100_000);
         assert_eq!(rig.at(31_000), 1, "the entry of the first deadline is stale");
+    }
+
+    #[test]
+    fn a_sooner_deadline_never_puts_one_off() {
+        let rig = rig();
+        rig.arm(1_000);
+        rig.timer.arm_sooner(rig.wheel.now().plus(Duration::from_secs(5)));
+        assert_eq!(rig.at(1_200), 1);
+        rig.arm(5_000);
+        rig.timer.arm_sooner(rig.wheel.now().plus(Duration::from_millis(100)));
+        assert_eq!(rig.at(1_400), 2);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Wrong documents and what the gateway says about each, to the letter and the column.
 
-use gateway::config::{self, Error};
+mod faults;
 
-/// A document and the lines about it, without the file's name.
-const FAULTS: &[(&str, &[&str])] = &[
+/// Those of the store of rate limits are in `store_faults`.
+const FAULTS: &[faults::Fault] = &[
     (r"", &[r#"1:1: the file is empty: it needs at least { "routes": [ ... ] }"#]),
     (r"{", &[r"1:1: not valid JSON: EOF while parsing an object: something that was opened is never closed"]),
     (
@@ -78,7 +78,7 @@ b", "backend": "http://a"}]}"#,
     (
         r#"{"xyzzy": 1, "routes": [{"path": "/", "backend": "http://a"}]}"#,
         &[
-            r#"1:2: unknown key "xyzzy": known here are listen_addr, metrics_addr, workers, routes, trusted_proxies, timeouts, head, rate_limit, circuit_breaker, kernel"#,
+            r#"1:2: unknown key "xyzzy": known here are listen_addr, metrics_addr, workers, trusted_proxies, proxy_protocol, rate_limit, cache, routes, client_ipv6_prefix, kernel, user, timeouts, head, connections, overload, circuit_breaker, upstream, control"#,
         ],
     ),
     (
@@ -98,7 +98,7 @@ b", "backend": "http://a"}]}"#,
         r#"{"routes": [{"pfad": "/", "backend": "http://a"}]}"#,
         &[
             r#"1:13: routes[0]: `path` is missing: add "path": "/""#,
-            r#"1:14: routes[0]: unknown key "pfad": known here are path, host, backend, methods, timeout_seconds, preserve_host, rate_limit_per_minute, burst_size, enable_cache, health_check"#,
+            r#"1:14: routes[0]: unknown key "pfad": known here are path, host, backend, methods, timeout_seconds, preserve_host, rate_limit_per_minute, burst_size, rate_limits, priority, max_concurrent, max_concurrent_per_client, enable_cache, coalesce, cache, health_check, retry"#,
         ],
     ),
     (
@@ -187,6 +187,17 @@ b", "backend": "http://a"}]}"#,
         r#"{"routes": [{"path": "/", "backend": "http://a"}], "trusted_proxies": ["10.0.0.1/8"]}"#,
         &[
             r#"1:72: trusted_proxies[0]: "10.0.0.1/8" has bits set behind its prefix length: write "10.0.0.0/8" for all of it or "10.0.0.1" for one address"#,
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "proxy_protocol": true}"#,
+        &[r"1:70: proxy_protocol: nobody may send it: add your load balancer's network to `trusted_proxies`"],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "proxy_protocol": "v2", "client_ipv6_prefix": 0}"#,
+        &[
+            r#"1:70: proxy_protocol: must be true or false, is the string "v2""#,
+            r"1:98: client_ipv6_prefix: must be a whole number from 1 to 128, is the number 0",
         ],
     ),
     (
@@ -381,6 +392,47 @@ b", "backend": "http://a"}]}"#,
         ],
     ),
     (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "user": "a b"}"#,
+        &[r#"1:60: user: "a b" is no user: write "name", "name:group" or "UID:GID""#],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "control": {"socket": "", "state_file": "/a/"}}"#,
+        &[
+            r#"1:74: control.socket: "" is no path of a file"#,
+            r#"1:92: control.state_file: "/a/" is no path of a file"#,
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "kernel": {"persist": true}}"#,
+        &[r#"1:74: kernel.persist: must be a folder such as "/sys/fs/bpf/gateway", is true"#],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "control": {}}"#,
+        &[
+            r#"1:63: control: `socket` is missing: add "socket": "/run/gateway/control.sock""#,
+            r#"1:63: control: `state_file` is missing: add "state_file": "/var/lib/gateway/state.json""#,
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "control": {"state_file": "/a", "socket": "/a-name-of-more-bytes-than-the-address-of-a-unix-socket-has-room-for/so-that-nobody-could-ever-bind-it/.sock"}}"#,
+        &[
+            r#"1:94: control.socket: "/a-name-of-more-bytes-than-the-address-of-a-unix-socket-has-room-for/so-that-nob"... is longer than 107 bytes, which is all that a Unix socket's path may have"#,
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "user": 1000}"#,
+        &[r#"1:60: user: must be a name such as "www-data", is the number 1000"#],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a", "priority": "hihg"}], "overload": {"queue": -1, "exempt_paths": ["healthz"]}, "connections": {"max": 0}}"#,
+        &[
+            r#"1:62: routes[0].priority: unknown priority "hihg": did you mean "high"?"#,
+            r"1:94: overload.queue: must be a whole number from 0 to 100000, is the number -1",
+            r#"1:115: overload.exempt_paths[0]: "healthz" does not begin with a slash: write "/healthz""#,
+            r"1:151: connections.max: must be a whole number from 1 to 10000000, is the number 0",
+        ],
+    ),
+    (
         r#"{"routes": [{"path": "/", "backend": "http://a"}], "kernel": {"mode": "drive"}}"#,
         &[r#"1:71: kernel.mode: unknown mode "drive": did you mean "driver"?"#],
     ),
@@ -404,6 +456,79 @@ b", "backend": "http://a"}]}"#,
         ],
     ),
     (
+        r#"{"routes": [{"path": "/", "backend": "http://a", "rate_limits": [{}]}]}"#,
+        &[
+            r#"1:66: routes[0].rate_limits[0]: `name` is missing: add "name": "daily""#,
+            r#"1:66: routes[0].rate_limits[0]: `limit` is missing: add "limit": 1000"#,
+            r#"1:66: routes[0].rate_limits[0]: `per` is missing: add "per": "minute""#,
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a", "rate_limits": [{"name": "a b", "limit": 0, "per": "hours"}, 1]}]}"#,
+        &[
+            r#"1:75: routes[0].rate_limits[0].name: "a b" is no rule's name: write up to 40 letters, digits, "-", "_" or ".""#,
+            r"1:91: routes[0].rate_limits[0].limit: must be a whole number from 1 to 4294967295, is the number 0",
+            r#"1:101: routes[0].rate_limits[0].per: unknown period "hours": did you mean "hour"?"#,
+            r"1:111: routes[0].rate_limits[1]: must be an object, is the number 1",
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a", "rate_limits": [{"name": "default", "limit": 5, "per": "week", "burst": 6}]}]}"#,
+        &[
+            r#"1:75: routes[0].rate_limits[0].name: "default" is what the gateway calls rate_limit_per_minute: choose another name"#,
+            r#"1:105: routes[0].rate_limits[0].per: unknown period "week": known are second, minute, hour, day"#,
+            r"1:122: routes[0].rate_limits[0].burst: is more than the limit of 5: write less, or the same rate over a longer period",
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "rate_limit": {"rules": [{"name": "a-burst", "limit": 5, "per": "day", "key": []}, {"name": "b", "limit": 5, "per": "day", "key": "clint"}, {"name": "c", "limit": 5, "per": "day", "key": ["route", "header: x", "cookie", 7]}]}}"#,
+        &[
+            r#"1:86: rate_limit.rules[0].name: "a-burst" is what the gateway calls a rule's burst: choose another name"#,
+            r"1:130: rate_limit.rules[0].key: is empty: leave it out to count by client",
+            r#"1:182: rate_limit.rules[1].key: unknown key "clint": did you mean "client"?"#,
+            r#"1:249: rate_limit.rules[2].key[1]: names no header: write one such as "header:X-Tenant""#,
+            r#"1:262: rate_limit.rules[2].key[2]: unknown key "cookie": known are client, route, api_key, header:NAME, query:NAME"#,
+            r#"1:272: rate_limit.rules[2].key[3]: must be a key such as "client" or "header:X-Tenant", is the number 7"#,
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "rate_limit": {"rules": [{"name": "a", "limit": 5, "per": "day"}, {"name": "a", "limit": 5, "per": "day", "key": ["client", "client"]}]}}"#,
+        &[
+            r"1:127: rate_limit.rules[1].name: another rule of this list has this name: give each its own",
+            r"1:176: rate_limit.rules[1].key[1]: stands in this list already: remove it",
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "rate_limit": {"rules": [1,1,1,1,1,1,1,1,1], "max_keys": 10, "fields": "allways"}}"#,
+        &[
+            r"1:76: rate_limit.rules: has 9 rules, and 8 is the most: each costs every request",
+            r"1:109: rate_limit.max_keys: must be a whole number from 1000 to 100000000, is the number 10",
+            r#"1:123: rate_limit.fields: unknown choice "allways": did you mean "always"?"#,
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a", "rate_limits": [{"name": "a", "limit": 5, "per": "day"}]}], "rate_limit": {"rules": [{"name": "a", "limit": 5, "per": "day"}]}}"#,
+        &[
+            r"1:75: routes[0].rate_limits[0].name: a rule of `rate_limit.rules` has this name: give each its own",
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "rate_limit": {"num_shards": 4096, "max_keys": 1000}}"#,
+        &[r"1:99: rate_limit.max_keys: is less than one for each shard: write at least 4096"],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a", "burst_size": 5}]}"#,
+        &[
+            r"1:64: routes[0].burst_size: belongs to a rate, and the route has none: add rate_limit_per_minute to it",
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a", "rate_limits": [{"name": "concurrency", "limit": 5, "per": "day"}]}]}"#,
+        &[
+            r#"1:75: routes[0].rate_limits[0].name: "concurrency" is what the gateway calls a limit of requests at once: choose another name"#,
+        ],
+    ),
+    (
         r#"{"listen_addr": 1,
  "wrokers": 2,
  "routes": [{"path": "a"}]}"#,
@@ -421,7 +546,7 @@ b", "backend": "http://a"}]}"#,
     (
         r#"{"routes": [{"path": "/", "backend": "http://a"}], "odd\nkey": 1, "odd\nkey": 2}"#,
         &[
-            r#"1:52: unknown key "odd\nkey": known here are listen_addr, metrics_addr, workers, routes, trusted_proxies, timeouts, head, rate_limit, circuit_breaker, kernel"#,
+            r#"1:52: unknown key "odd\nkey": known here are listen_addr, metrics_addr, workers, trusted_proxies, proxy_protocol, rate_limit, cache, routes, client_ipv6_prefix, kernel, user, timeouts, head, connections, overload, circuit_breaker, upstream, control"#,
             r"1:67: odd\nkey: this key already stands at line 1, column 52: remove one of the two",
         ],
     ),
@@ -432,16 +557,40 @@ b", "backend": "http://a"}]}"#,
             r#"1:64: routes[1].path: "/%zz" cannot be used: the path holds '%' without two hexadecimal digits behind it"#,
         ],
     ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "cache": {"shards": 12, "max_bytes": 5}}"#,
+        &[
+            "1:72: cache.shards: must be a power of two, is 12: write 8 or 16",
+            "1:89: cache.max_bytes: must be a whole number from 1048576 to 17592186044416, is the number 5",
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "cache": {"max_bytes": 1048576, "max_entry_bytes": 1048576}}"#,
+        &[
+            "1:103: cache.max_entry_bytes: 1048576 is more than a shard holds, which is 65536: lower it, or raise `max_bytes`, or take fewer `shards`",
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a", "cache": {"max_entry_bytes": 99999999}}]}"#,
+        &[
+            "1:79: routes[0].cache.max_entry_bytes: 99999999 is more than a shard of the cache holds, which is 16777216: lower it, or raise `cache.max_bytes`, or take fewer `cache.shards`",
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a", "coalesce": 1, "cache": {"ttl": "60", "key_headers": ["a b"], "key_cookies": ["a", "a"], "bypass": ["x-preview"], "no_store": ["query:a=b"], "key_query": {"keep": "a"}}}]}"#,
+        &[
+            "1:62: routes[0].coalesce: must be true or false, is the number 1",
+            r#"1:82: routes[0].cache.ttl: "60" is no time: write a whole number and ms, s, m or h, as in "30s""#,
+            r#"1:104: routes[0].cache.key_headers[0]: "a b" is no name of a header field: letters, digits and hyphens make one"#,
+            "1:133: routes[0].cache.key_cookies[1]: stands in this list already: remove it",
+            r#"1:150: routes[0].cache.bypass[0]: "x-preview" is no condition: write "header:NAME", "cookie:NAME" or "query:NAME""#,
+            r#"1:177: routes[0].cache.no_store[0]: "a=b" cannot be a name in a request: write it as it stands there, percent-encoded"#,
+            r#"1:213: routes[0].cache.key_query.keep: must be a list of strings, is the string "a""#,
+        ],
+    ),
 ];
 
 #[test]
 fn every_fault_has_its_message() {
-    for (document, expected) in FAULTS {
-        let error = config::parse(document, "f.json").expect_err(document);
-        let printed = error.to_string();
-        let lines: Vec<_> =
-            printed.lines().map(|line| line.strip_prefix("f.json:").expect("the file's name")).collect();
-        assert_eq!(&lines, expected, "{document}");
-        assert!(matches!(error, Error::Invalid { .. }), "{document}");
-    }
+    faults::check(FAULTS);
 }

@@ -1,5 +1,6 @@
 //! Requests that are malformed or framed ambiguously: refused, and nothing of them goes upstream.
 
+use gateway_tests::client::turn;
 use gateway_tests::{Gateway, Upstream};
 
 /// Heads that no request may have; each is sent alone, with a smuggled one behind it.
@@ -12,6 +13,10 @@ const HEADS: &[(&str, &str)] = &[
     (
         "both, odd case",
         "POST / HTTP/1.1\r\nHost: a\r\ncontent-LENGTH: 4\r\nTRANSFER-encoding: Chunked\r\n\r\n",
+    ),
+    (
+        "both, with what looks like a request line between them",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nX-A: b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
     ),
     ("two lengths", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\n"),
     ("two lengths in one field", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4, 5\r\n\r\n"),
@@ -178,4 +183,53 @@ fn a_body_cut_short_is_not_taken_for_a_whole_one() {
         assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 400 "), "{}", String::from_utf8_lossy(&rest));
     }
     assert!(upstream.requests().is_empty(), "{:?}", upstream.requests());
+}
+
+/// The rest of a body may bring the beginning of such a head along, however long that is.
+#[test]
+fn a_head_framed_twice_is_found_behind_a_body_in_any_split() {
+    let upstream = Upstream::ok();
+    let gateway = Gateway::single(&upstream);
+    let mut client = gateway.connect();
+    client.send("POST /first HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n");
+    turn(gateway.address);
+    let (length, long) = ("Content-Length: 4", "x".repeat(8 * 1024));
+    client.send(format!("helloPOST / HTTP/1.1\r\nHost: a\r\n{length}\r\nX-Long: {long}"));
+    assert_eq!(client.response().status(), 200);
+    client.send("\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
+    assert_eq!(client.response().status(), 400);
+    client.expect_closed();
+}
+
+/// What is not taken off here and not told to the upstream would be taken for the content itself.
+#[test]
+fn a_transfer_coding_besides_chunked_is_not_taken() {
+    let upstream = Upstream::ok();
+    let gateway = Gateway::to(&upstream);
+    for codings in
+        ["gzip, chunked", "identity, chunked", "chunked, chunked", "gzip\r\nTransfer-Encoding: chunked"]
+    {
+        let mut client = gateway.connect();
+        client.send(format!(
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: {codings}\r\n\r\n1\r\na\r\n0\r\n\r\n"
+        ));
+        assert_eq!(client.response().status(), 501, "{codings}");
+        client.expect_closed();
+    }
+    assert!(upstream.requests().is_empty(), "{:?}", upstream.requests());
+}
+
+/// A body that fails before a byte has gone out is not tried again, and not taken for an empty one then.
+#[test]
+fn a_malformed_body_does_not_go_upstream_over_a_kept_connection_either() {
+    let upstream = Upstream::ok();
+    let gateway = Gateway::single(&upstream);
+    for framing in ["Transfer-Encoding: chunked\r\n\r\nxyz\r\n", "Transfer-Encoding: chunked\r\n\r\n-1\r\n"] {
+        assert_eq!(gateway.get("/warm").status(), 200);
+        let mut client = gateway.connect();
+        client.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}"));
+        assert_eq!(client.response().status(), 400, "{framing}");
+        client.expect_closed();
+    }
+    assert!(upstream.requests().iter().all(|request| request.method() == "GET"), "{:?}", upstream.requests());
 }

@@ -187,3 +187,19 @@ fn an_upstream_that_reads_slowly_holds_the_client_back() {
     let grown = gateway.memory_kib("VmHWM") - before;
     assert!(grown < GROWTH_KIB, "{grown} KiB more for a body of {} KiB", BIG / 1024);
 }
+
+#[test]
+fn a_head_framed_twice_is_found_behind_a_large_upload() {
+    let upstream = Upstream::ok();
+    let gateway = Gateway::to(&upstream);
+    let body = vec![b'x'; 2 << 20];
+    // In one stream, so that the second head lies in the same reads as the first one's body.
+    let first = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+    let second =
+        "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    let mut client = gateway.connect();
+    client.send([first.as_bytes(), &body, second.as_bytes()].concat());
+    assert_eq!(client.response().status(), 200);
+    assert_eq!(client.response().status(), 400);
+    assert_eq!(upstream.requests().len(), 1);
+}

@@ -1,10 +1,10 @@
 //! A client's connection over its life: several requests, interim answers, ends of either kind.
 
 use gateway_tests::client::get;
-use gateway_tests::gateway::route_to;
 use gateway_tests::upstream::ok;
 use gateway_tests::{Gate, Gateway, PATIENCE, Upstream};
 use serde_json::json;
+use std::io::Read;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 
@@ -204,17 +204,7 @@ fn http_1_0_clients() {
 /// Sends `request`, half-closes with it or while it is being answered, and wants the answer.
 #[track_caller]
 fn check_half_close(request: &str, with_it: bool) {
-    let (came, arrived) = mpsc::channel();
-    let came = Mutex::new(came);
-    let gate = Gate::default();
-    let opened = gate.clone();
-    let upstream = Upstream::start(move |mut conn| {
-        while conn.request().is_some() {
-            came.lock().expect("no panic while held").send(()).expect("the test waits");
-            opened.wait();
-            conn.send(ok("late"));
-        }
-    });
+    let (upstream, arrived, gate) = Upstream::gated("late");
     let gateway = Gateway::to(&upstream);
     let mut client = gateway.connect();
     client.send(request);
@@ -290,9 +280,7 @@ fn a_client_that_leaves_amid_a_response_drops_it() {
 fn four_hundred_idle_connections_park_and_all_still_work() {
     const CLIENTS: usize = 400;
     let upstream = mirror();
-    let mut config = route_to(&upstream.url());
-    config["workers"] = json!(1);
-    let gateway = Gateway::start(config);
+    let gateway = Gateway::single(&upstream);
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| gateway.connect()).collect();
     for round in 0..2 {
         for (n, client) in clients.iter_mut().enumerate() {
@@ -312,12 +300,34 @@ fn four_hundred_idle_connections_park_and_all_still_work() {
         .wait_for_metrics("all closed", |metrics| metrics.get("gateway_connections_open", &[]) == Some(0.0));
 }
 
+/// A reset is noticed where nothing is being read, and leaves nothing behind.
+#[test]
+fn parked_connections_notice_a_reset() {
+    const CLIENTS: usize = 400;
+    let upstream = mirror();
+    let gateway = Gateway::single(&upstream);
+    let wait_for = |name: &str, want: usize| {
+        gateway.wait_for_metrics(name, |metrics| metrics.get(name, &[]) == Some(want as f64));
+    };
+    for _ in 0..2 {
+        let mut clients: Vec<_> = (0..CLIENTS).map(|_| gateway.connect()).collect();
+        for client in &mut clients {
+            assert_eq!(client.get("/").text(), "/");
+        }
+        wait_for("gateway_connections_parked", CLIENTS - 256);
+        for client in clients {
+            client.reset();
+        }
+        wait_for("gateway_connections_open", 0);
+        wait_for("gateway_connections_parked", 0);
+    }
+    assert_eq!(gateway.scrape().requests(499, "client_abort"), 0.0);
+}
+
 #[test]
 fn parked_connections_take_pipelined_and_split_requests() {
     let upstream = mirror();
-    let mut config = route_to(&upstream.url());
-    config["workers"] = json!(1);
-    let gateway = Gateway::start(config);
+    let gateway = Gateway::single(&upstream);
     let mut clients: Vec<_> = (0..300).map(|_| gateway.connect()).collect();
     for client in &mut clients {
         client.get("/warm");
@@ -352,4 +362,44 @@ fn concurrent_clients_get_their_own_answers() {
             });
         }
     });
+}
+
+/// The client's end is noticed while the last bytes of its answer are still held back by its slow reading.
+#[test]
+fn a_slow_reader_that_has_ended_its_output_gets_all_of_its_answer() {
+    const BYTES: usize = 24 << 20;
+    let upstream = Upstream::start(|mut conn| {
+        while conn.request().is_some() {
+            conn.send(ok(&"x".repeat(BYTES)));
+        }
+    });
+    let gateway = Gateway::single(&upstream);
+    for round in 1..=2 {
+        let mut client = gateway.connect();
+        client.send(get("/")).half_close();
+        let head = client.head();
+        assert_eq!(head.status(), 200);
+        let (mut read, mut piece) = (0, vec![0; 64 * 1024]);
+        while gateway.scrape().requests(200, "ok") < f64::from(round) {
+            read += client.reader.read(&mut piece).expect("no reset");
+        }
+        // The gateway has the whole answer and the client's socket is full.
+        while let n @ 1.. = client.reader.read(&mut piece).expect("no reset") {
+            read += n;
+        }
+        assert_eq!(read, BYTES);
+    }
+}
+
+/// hyper's own refusal of a head is replaced; a body that holds the same bytes is a body.
+#[test]
+fn a_body_that_reads_like_a_refusal_arrives_whole() {
+    const BODY: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    let upstream = Upstream::answering(ok(BODY));
+    let gateway = Gateway::to(&upstream);
+    for fields in ["", "Connection: close\r\n"] {
+        let mut client = gateway.connect();
+        client.send(format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n"));
+        assert_eq!(client.response().text(), BODY, "{fields}");
+    }
 }

@@ -110,6 +110,23 @@ fn browsers_get_a_page() {
 }
 
 #[test]
+fn who_names_json_gets_json() {
+    let gateway = Gateway::start(json!({ "routes": [
+        { "path": "/only", "backend": format!("http://{}", upstream::nowhere()) },
+    ]}));
+    let mut client = gateway.connect();
+    for accept in [
+        "*/*",
+        "application/json, text/plain, */*",
+        "application/json, text/html;q=0.1",
+        "text/html;q=0, application/problem+json",
+    ] {
+        let request = get("/none").replace("Host: a", &format!("Host: a\r\nAccept: {accept}"));
+        assert_eq!(client.send(request).response().json()["status"], 404, "{accept}");
+    }
+}
+
+#[test]
 fn a_head_request_gets_the_failure_s_head_alone() {
     let gateway = Gateway::start(json!({ "routes": [
         { "path": "/refused", "backend": format!("http://{}", upstream::nowhere()) },
@@ -131,4 +148,36 @@ fn ids_differ_from_request_to_request() {
     let mut client = gateway.connect();
     let mut id = || client.get("/none").field("x-request-id").expect("an id").to_owned();
     assert_ne!(id(), id());
+}
+
+/// Proxies pass on what their clients wrote: a page that shows it must not run it.
+#[test]
+fn an_id_that_could_break_out_of_an_answer_is_not_taken() {
+    let gateway = Gateway::start(json!({
+        "trusted_proxies": ["127.0.0.1"],
+        "routes": [{ "path": "/only", "backend": format!("http://{}", upstream::nowhere()) }],
+    }));
+    let mut client = gateway.connect();
+    let long = "a".repeat(129);
+    for (id, taken) in [
+        ("4bf92f35-77b3.4da6_a3ce:1/2@3+4=", true),
+        ("<script>alert(1)</script>", false),
+        ("a\",\"status\":200,\"b\":\"", false),
+        ("a\\", false),
+        ("a b", false),
+        ("é", false),
+        ("", false),
+        (long.as_str(), false),
+    ] {
+        for accept in ["text/html", "*/*"] {
+            let fields = format!("Host: a\r\nAccept: {accept}\r\nX-Request-Id: {id}");
+            let answer = client.send(get("/none").replace("Host: a", &fields)).response();
+            let sent = answer.field("x-request-id").expect("an id");
+            assert_eq!(sent == id, taken, "{answer}");
+            assert!(answer.text().contains(sent), "{answer}");
+            if accept == "*/*" {
+                assert_eq!(answer.json()["request_id"].as_str(), Some(sent));
+            }
+        }
+    }
 }

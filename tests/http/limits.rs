@@ -1,9 +1,12 @@
 //! How long and how much: heads, idle connections, stalled bodies.
 
+use std::io::Read;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use gateway_tests::client::get;
 use gateway_tests::gateway::route_to;
+use gateway_tests::upstream::ok;
 use gateway_tests::{Client, Gateway, Upstream};
 use serde_json::{Value, json};
 
@@ -118,4 +121,76 @@ fn a_head_is_taken_up_to_its_limit() {
         let _ = client.try_send(request);
         assert_eq!(client.response().status(), want, "{what}");
     }
+}
+
+/// An upstream that stops amid its body is given up as a client is that stops amid its own.
+#[test]
+fn a_response_that_stalls_is_given_up() {
+    let upstream = Upstream::start(|mut conn| {
+        conn.request();
+        conn.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc");
+        conn.wait_closed();
+    });
+    let stalled = |config| {
+        let gateway = Gateway::start(config);
+        let mut client = gateway.connect();
+        let started = Instant::now();
+        client.send(get("/"));
+        let error = client.try_response("GET").expect_err("the body lacks its end");
+        assert!(error.kind() != std::io::ErrorKind::WouldBlock, "{error}");
+        let took = started.elapsed();
+        assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(4), "{took:?}");
+        gateway.wait_for_metrics("a timeout", |metrics| metrics.requests(200, "timeout") == 1.0);
+    };
+    let mut config = route_to(&upstream.url());
+    config["timeouts"] = json!({ "body_stall": "400ms" });
+    stalled(config.clone());
+    config["timeouts"] = json!({});
+    config["routes"][0]["timeout_seconds"] = json!("400ms");
+    stalled(config);
+}
+
+/// One that goes on, however slowly, is not.
+#[test]
+fn a_response_that_moves_is_not_given_up() {
+    let upstream = Upstream::start(|mut conn| {
+        conn.request();
+        conn.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n");
+        conn.reader.get_mut().set_read_timeout(Some(Duration::from_millis(200))).expect("it is not zero");
+        for _ in 0..10 {
+            conn.send("x");
+            if conn.wait_closed() {
+                return;
+            }
+        }
+    });
+    let gateway = with(&upstream, "timeouts", json!({ "body_stall": "1s" }));
+    assert_eq!(gateway.get("/").text(), "xxxxxxxxxx");
+}
+
+/// The time between two requests begins when the answer has gone out, not when the client is slow to take it.
+#[test]
+fn a_slow_reader_is_not_idle() {
+    const BYTES: usize = 24 << 20;
+    let upstream = Upstream::start(|mut conn| {
+        while conn.request().is_some() {
+            conn.send(ok(&"x".repeat(BYTES)));
+        }
+    });
+    let gateway = with(&upstream, "timeouts", json!({ "idle": "100ms", "body_stall": "10s" }));
+    let mut client = gateway.connect();
+    client.send(get("/"));
+    let head = client.head();
+    assert_eq!(head.status(), 200);
+    let (mut read, mut piece) = (0, vec![0; 64 * 1024]);
+    while gateway.scrape().requests(200, "ok") == 0.0 {
+        read += client.reader.read(&mut piece).expect("no reset");
+    }
+    // The gateway has the whole answer and the client's socket is full. Nothing comes here.
+    let (_open, nothing) = mpsc::channel::<()>();
+    nothing.recv_timeout(Duration::from_millis(600)).expect_err("nothing is sent");
+    while let n @ 1.. = client.reader.read(&mut piece).expect("no reset") {
+        read += n;
+    }
+    assert_eq!(read, BYTES);
 }

@@ -1,7 +1,9 @@
-//! Seeded random damage to requests: whatever comes, the gateway answers in HTTP or closes.
+//! Seeded random damage to messages: whatever comes from a client or an upstream, what the gateway sends
+//! is HTTP, cut short at worst.
 
 use std::io::{BufReader, ErrorKind};
 
+use gateway_tests::client::get;
 use gateway_tests::upstream::ok;
 use gateway_tests::{Gateway, Message, Upstream};
 
@@ -16,6 +18,15 @@ const REQUESTS: [&str; 7] = [
     "GET /a/%2e%2e/b//c HTTP/1.0\r\nConnection: close\r\n\r\n",
     "GET http://b.example/x HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.2.3.4\r\nVia: 1.1 x\r\n\r\n",
     "POST /e HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc",
+];
+
+const RESPONSES: [&str; 6] = [
+    "HTTP/1.1 200 OK\r\nContent-Length: 11\r\nConnection: keep-alive\r\n\r\nhello world",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-T\r\n\r\n5\r\nhello\r\n6;x=y\r\n world\r\n0\r\nX-T: 1\r\n\r\n",
+    "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nab",
+    "HTTP/1.0 200 OK\r\nVia: 1.0 x\r\n\r\nhello",
+    "HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nContent-Length: 9\r\n\r\n",
+    "HTTP/1.1 204 No Content\r\nKeep-Alive: timeout=5\r\n\r\n",
 ];
 
 /// What a mutation puts in: bytes that mean something to somebody.
@@ -51,12 +62,12 @@ impl Random {
     }
 }
 
-/// One or two requests with up to four wounds, and where to cut them into writes.
-fn damaged(seed: u64) -> (Vec<u8>, usize) {
+/// One or two of `messages` with up to four wounds, and where to cut them into writes.
+fn damaged(seed: u64, messages: &[&str]) -> (Vec<u8>, usize) {
     let mut random = Random(seed);
     let mut bytes = Vec::new();
     for _ in 0..=random.below(2) {
-        bytes.extend_from_slice(REQUESTS[random.below(REQUESTS.len())].as_bytes());
+        bytes.extend_from_slice(messages[random.below(messages.len())].as_bytes());
     }
     for _ in 0..=random.below(4) {
         let at = random.below(bytes.len());
@@ -81,7 +92,7 @@ fn damaged(seed: u64) -> (Vec<u8>, usize) {
 
 /// Sends one case; says what is wrong with what came back.
 fn wrong(gateway: &Gateway, seed: u64) -> Option<String> {
-    let (bytes, cut) = damaged(seed);
+    let (bytes, cut) = damaged(seed, &REQUESTS);
     let mut client = gateway.connect();
     let sent = client.try_send(&bytes[..cut]).and_then(|()| client.try_send(&bytes[cut..]));
     if sent.is_ok() {
@@ -112,15 +123,10 @@ fn wrong(gateway: &Gateway, seed: u64) -> Option<String> {
     None
 }
 
-#[test]
-fn damaged_requests_neither_crash_nor_hang_it() {
-    let upstream = Upstream::start(|mut conn| {
-        while conn.request().is_some() {
-            conn.send(ok("fine"));
-        }
-    });
-    let mut gateway = Gateway::to(&upstream);
-    let this = &gateway;
+/// Runs every case, on as many threads as there are clients; none may have a fault, and all end.
+#[track_caller]
+fn check(gateway: &mut Gateway, wrong: impl Fn(&Gateway, u64) -> Option<String> + Sync) {
+    let (this, wrong) = (&*gateway, &wrong);
     let faults: Vec<String> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|thread| {
@@ -128,7 +134,7 @@ fn damaged_requests_neither_crash_nor_hang_it() {
                 scope.spawn(move || cases.filter_map(|seed| wrong(this, seed)).collect::<Vec<_>>())
             })
             .collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        threads.into_iter().flat_map(|thread| thread.join().expect("no case panics")).collect()
     });
     assert!(
         faults.is_empty(),
@@ -137,11 +143,60 @@ fn damaged_requests_neither_crash_nor_hang_it() {
         faults[..faults.len().min(3)].join("\n\n")
     );
     assert!(gateway.is_running());
+    gateway.wait_for_metrics("every connection closed", |metrics| {
+        metrics.get("gateway_connections_open", &[]) == Some(0.0)
+    });
+}
+
+#[test]
+fn damaged_requests_neither_crash_nor_hang_it() {
+    let upstream = Upstream::answering(ok("fine"));
+    let mut gateway = Gateway::to(&upstream);
+    check(&mut gateway, wrong);
     // Enough connections that each worker gets some.
     for _ in 0..16 {
         assert_eq!(gateway.get("/").text(), "fine");
     }
-    gateway.wait_for_metrics("every connection closed", |metrics| {
-        metrics.get("gateway_connections_open", &[]) == Some(0.0)
+}
+
+#[test]
+fn damaged_responses_neither_crash_nor_hang_it() {
+    let upstream = Upstream::start(|mut conn| {
+        while let Some(request) = conn.request() {
+            let Ok(seed) = request.target()[1..].parse() else {
+                conn.send(ok("fine"));
+                continue;
+            };
+            let (bytes, cut) = damaged(seed, &RESPONSES);
+            conn.send(&bytes[..cut]);
+            conn.send(&bytes[cut..]);
+            return;
+        }
+    });
+    let mut gateway = Gateway::to(&upstream);
+    check(&mut gateway, |gateway, seed| {
+        let mut client = gateway.connect();
+        client.send(get(&format!("/{seed}")));
+        // Interim ones first; one cut short is no fault, the damage may have done it.
+        loop {
+            match client.try_response("GET") {
+                Ok(response) if response.status() < 200 => {}
+                Ok(_) => break,
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) =>
+                {
+                    return None;
+                }
+                Err(error) => {
+                    let (bytes, _) = damaged(seed, &RESPONSES);
+                    return Some(format!("seed {seed}: {error} after {}", bytes.escape_ascii()));
+                }
+            }
+        }
+        // What was beyond it is not the next request's answer.
+        match client.try_send(get("/next")).and_then(|()| client.try_response("GET")) {
+            Ok(next) if next.text() != "fine" => Some(format!("seed {seed}: {next}")),
+            Ok(_) | Err(_) => None,
+        }
     });
 }

@@ -84,12 +84,18 @@ fn the_seed_configuration_over_a_file_server_for_a_minute() {
         let asked = std::iter::repeat_with(|| get(9090, "/readyz"));
         let ready = asked.take_while(|_| started.elapsed() < Duration::from_secs(10)).find_map(Result::ok);
         assert!(ready.is_some_and(|ready| ready.starts_with("HTTP/1.1 200 ")));
-        let mut answers = 0;
+        // The seed's limit: ten at once, a hundred a minute.
+        let (mut passed, mut refused, mut last) = (0, 0, started);
         while started.elapsed() < Duration::from_secs(60) {
             let answer = get(8080, "/api/users").unwrap();
-            assert!(answer.starts_with("HTTP/1.1 404 "), "after {answers}: {answer}");
-            answers += 1;
+            if answer.starts_with("HTTP/1.1 404 ") {
+                (passed, last) = (passed + 1, Instant::now());
+            } else {
+                assert!(answer.starts_with("HTTP/1.1 429 ") && passed >= 10, "after {passed}: {answer}");
+                refused += 1;
+            }
         }
-        assert!(answers > 60, "{answers} answers in a minute");
+        assert!((90..=110).contains(&passed) && refused > 0, "{passed} passed, {refused} refused");
+        assert!(last.elapsed() < Duration::from_secs(20), "nothing passed in the last {:?}", last.elapsed());
     });
 }

@@ -222,7 +222,7 @@ fn fifty_reloads_under_load_fail_no_request() {
         }
         for n in 0..50 {
             let upstream = if n % 2 == 0 { &pair.new } else { &pair.old };
-            pair.gateway.write(route_to(&upstream.url()));
+            pair.gateway.replace(route_to(&upstream.url()));
             pair.gateway.signal(Signal::HUP);
             pair.gateway.log.wait_for(RELOADED);
         }

@@ -1,7 +1,8 @@
 //! The end of a gateway: drained, at once, or killed.
 
+use std::io::Read;
 use std::net::TcpStream;
-use std::sync::{Mutex, mpsc};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gateway_tests::client::get;
 use gateway_tests::gateway::route_to;
@@ -10,27 +11,11 @@ use gateway_tests::{Client, Gate, Gateway, PATIENCE, Upstream};
 use rustix::process::Signal;
 use serde_json::json;
 
-/// An upstream that answers when told, and tells when it was asked.
-fn gated() -> (Upstream, mpsc::Receiver<()>, Gate) {
-    let (came, arrived) = mpsc::channel();
-    let came = Mutex::new(came);
-    let gate = Gate::default();
-    let opened = gate.clone();
-    let upstream = Upstream::start(move |mut conn| {
-        while conn.request().is_some() {
-            let _ = came.lock().expect("no panic while held").send(());
-            opened.wait();
-            conn.send(ok("late"));
-        }
-    });
-    (upstream, arrived, gate)
-}
-
 #[test]
 fn sigterm_lets_a_request_under_way_end() {
     for signal in [Signal::TERM, Signal::INT] {
-        let (upstream, arrived, gate) = gated();
-        let mut gateway = Gateway::to(&upstream);
+        let (upstream, arrived, gate) = Upstream::gated("late");
+        let mut gateway = Gateway::single(&upstream);
         let mut idle = gateway.connect();
         assert_eq!(idle.send("GET /%00 HTTP/1.1\r\nHost: a\r\n\r\n").response().status(), 400);
         let mut idle = gateway.connect();
@@ -49,10 +34,164 @@ fn sigterm_lets_a_request_under_way_end() {
         gate.open();
         let response = client.response();
         assert_eq!((response.status(), response.text().as_str()), (200, "late"));
-        client.expect_closed();
+        assert!(response.closes(), "{response}");
+        assert_eq!(client.rest().expect("an orderly end"), b"");
         assert_eq!(gateway.wait(), Some(0), "{signal:?}");
         assert!(TcpStream::connect(gateway.address).is_err(), "it still listens");
     }
+}
+
+/// Whoever had connected and asked before the signal is served, also from the accept queue.
+#[test]
+fn sigterm_serves_what_waits_in_the_accept_queue() {
+    const CLIENTS: usize = 1_000;
+    let upstream = Upstream::answering(ok("served"));
+    let mut config = route_to(&upstream.url());
+    config["workers"] = json!(1);
+    config["connections"] = json!({ "max_per_source": 2 * CLIENTS });
+    let mut gateway = Gateway::start(config);
+    let mut kept: Vec<_> = (0..8).map(|_| gateway.connect()).collect();
+    for client in &mut kept {
+        assert_eq!(client.get("/").text(), "served");
+    }
+    // It stands still while all of this comes to its sockets.
+    gateway.signal(Signal::STOP);
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| gateway.connect()).collect();
+    for client in clients.iter_mut().chain(&mut kept) {
+        client.send(get("/"));
+    }
+    gateway.signal(Signal::TERM);
+    gateway.signal(Signal::CONT);
+    for (n, client) in clients.iter_mut().chain(&mut kept).enumerate() {
+        let response = client.try_response("GET").unwrap_or_else(|error| panic!("client {n}: {error}"));
+        assert_eq!((response.status(), response.text().as_str()), (200, "served"), "client {n}");
+    }
+    for client in clients.iter_mut().chain(&mut kept) {
+        client.expect_closed();
+    }
+    assert_eq!(gateway.wait(), Some(0));
+}
+
+/// Clients that go on asking, on kept connections and on new ones, while the signal comes: whoever gets a connection
+/// gets its answer, and every connection ends with an answer that says so, or in order.
+#[test]
+fn sigterm_under_load_resets_nobody() {
+    const KEPT: usize = 16;
+    const CONNECTING: usize = 16;
+    const LONG: usize = 16;
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let upstream = Upstream::start(move |mut conn| {
+        while let Some(request) = conn.request() {
+            if request.target() == "/long" {
+                conn.send("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nlong");
+                opened.wait();
+                conn.send("long");
+            } else {
+                conn.send(ok("served"));
+            }
+        }
+    });
+    let mut gateway = Gateway::to(&upstream);
+    let mut long: Vec<_> = (0..LONG).map(|_| gateway.connect()).collect();
+    for client in &mut long {
+        client.send(get("/long"));
+        assert_eq!(client.head().status(), 200);
+    }
+    let (address, connects) = (gateway.address, AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let kept: Vec<_> = (0..KEPT)
+            .map(|_| {
+                scope.spawn(move || {
+                    let mut client = Client::connect(address);
+                    let mut served = 0;
+                    loop {
+                        let response = client.get("/");
+                        assert_eq!((response.status(), response.text().as_str()), (200, "served"));
+                        served += 1;
+                        if response.closes() {
+                            assert_eq!(client.rest().expect("an orderly end"), b"");
+                            return served;
+                        }
+                    }
+                })
+            })
+            .collect();
+        let connecting: Vec<_> = (0..CONNECTING)
+            .map(|_| {
+                let connects = &connects;
+                scope.spawn(move || {
+                    // Until nobody listens any more.
+                    while let Ok(mut client) = Client::try_connect(address) {
+                        connects.fetch_add(1, Ordering::SeqCst);
+                        let response = client.get("/");
+                        assert_eq!((response.status(), response.text().as_str()), (200, "served"));
+                    }
+                })
+            })
+            .collect();
+        while connects.load(Ordering::SeqCst) < 1_000 {
+            gateway.scrape();
+        }
+        gateway.signal(Signal::TERM);
+        gateway.log.wait_for("draining");
+        assert_eq!(gateway.scrape().get("gateway_draining", &[]), Some(1.0));
+        let served: usize = kept.into_iter().map(|client| client.join().expect("all were served")).sum();
+        connecting.into_iter().for_each(|client| client.join().expect("all were served"));
+        assert!(served >= KEPT);
+    });
+    // Nobody new, and those who were being answered still are.
+    assert!(gateway.is_running());
+    gate.open();
+    for client in &mut long {
+        let mut rest = [0; 8];
+        client.reader.read_exact(&mut rest).expect("the rest of the answer");
+        assert_eq!(&rest, b"longlong");
+        assert_eq!(client.rest().expect("an orderly end"), b"");
+    }
+    assert_eq!(gateway.wait(), Some(0));
+}
+
+/// A request that comes when the drain has begun is answered, on a connection that was idle and on a new one.
+#[test]
+fn who_asks_at_the_last_moment_is_served() {
+    let upstream = Upstream::answering(ok("served"));
+    let mut gateway = Gateway::single(&upstream);
+    let (mut idle, mut new) = (gateway.connect(), gateway.connect());
+    assert_eq!(idle.get("/").text(), "served");
+    gateway.wait_for_metrics("both accepted", |metrics| {
+        metrics.get("gateway_connections_accepted_total", &[]) == Some(2.0)
+    });
+    gateway.signal(Signal::TERM);
+    gateway.log.wait_for("draining");
+    for client in [&mut idle, &mut new] {
+        // Before or after the worker has heard of it.
+        loop {
+            let response = client.get("/");
+            assert_eq!((response.status(), response.text().as_str()), (200, "served"));
+            if response.closes() {
+                break;
+            }
+        }
+        assert_eq!(client.rest().expect("an orderly end"), b"");
+    }
+    assert_eq!(gateway.wait(), Some(0));
+}
+
+/// Who has sent nothing is told so by an orderly end, not by a reset.
+#[test]
+fn sigterm_closes_what_has_sent_nothing() {
+    let upstream = Upstream::ok();
+    let mut gateway = Gateway::to(&upstream);
+    let mut silent: Vec<_> = (0..8).map(|_| gateway.connect()).collect();
+    gateway.wait_for_metrics("all accepted", |metrics| {
+        metrics.get("gateway_connections_accepted_total", &[]) == Some(8.0)
+    });
+    gateway.signal(Signal::TERM);
+    for client in &mut silent {
+        assert_eq!(client.rest().expect("an orderly end"), b"");
+    }
+    assert_eq!(gateway.wait(), Some(0));
 }
 
 #[test]
@@ -68,7 +207,7 @@ fn an_idle_gateway_ends_at_once() {
 
 #[test]
 fn a_drain_has_an_end() {
-    let (upstream, arrived, _gate) = gated();
+    let (upstream, arrived, _gate) = Upstream::gated("late");
     let mut config = route_to(&upstream.url());
     config["timeouts"] = json!({ "drain": "300ms" });
     let mut gateway = Gateway::start(config);
@@ -83,7 +222,7 @@ fn a_drain_has_an_end() {
 
 #[test]
 fn a_second_signal_ends_a_drain_at_once() {
-    let (upstream, arrived, _gate) = gated();
+    let (upstream, arrived, _gate) = Upstream::gated("late");
     let mut gateway = Gateway::to(&upstream);
     let mut client = gateway.connect();
     client.send(get("/"));

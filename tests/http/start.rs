@@ -139,3 +139,31 @@ fn a_colon_and_a_port_is_every_address() {
         assert_eq!(upstream.last().field("x-forwarded-for"), Some("127.0.0.1"));
     }
 }
+
+#[test]
+fn an_ipv6_client_is_told_upstream_as_one() {
+    let upstream = Upstream::ok();
+    for listen in [":0", "[::]:0", "[::1]:0"] {
+        let mut config = route_to(&upstream.url());
+        config["listen_addr"] = json!(listen);
+        let gateway = Gateway::start(config);
+        let address = std::net::SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, gateway.address.port()));
+        assert_eq!(gateway_tests::Client::connect(address).get("/").status(), 200, "{listen}");
+        assert_eq!(upstream.last().field("x-forwarded-for"), Some("::1"), "{listen}");
+    }
+}
+
+/// Descriptors suffice for the listeners, not for the workers behind them.
+#[test]
+fn a_worker_that_cannot_start_is_one_line_and_exit_3() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("gateway.json");
+    let mut config = route_to("http://127.0.0.1:1");
+    config["workers"] = json!(32);
+    fs::write(&file, complete(config)).unwrap();
+    let mut limited = std::process::Command::new("sh");
+    limited.args(["-c", "ulimit -n 56 && exec \"$0\" --config \"$1\""]);
+    limited.arg(gateway_tests::binary::gateway()).arg(&file);
+    limited.stderr(std::process::Stdio::piped());
+    check(&Gateway::exit_of(&mut limited), CANNOT_START, &["worker", "Too many open files"]);
+}

@@ -5,10 +5,23 @@
 // clippy.toml allows it in test functions only; here every function is a test's.
 #![allow(clippy::unwrap_used)]
 
+mod abuse;
 mod bucket;
+mod control;
 mod differential;
+mod doctor;
+mod flood;
+mod full;
+mod headers;
+mod interfaces;
+mod memory;
 mod model;
+mod persist;
+mod privileges;
 mod process;
+mod reload;
+mod reply;
+mod stalls;
 mod traffic;
 mod verdicts;
 
@@ -24,6 +37,10 @@ const LISTENERS: [&str; 2] = ["198.18.0.1:80", "[2001:db8::1]:80"];
 
 fn load(policy: &Kernel) -> Datapath {
     Datapath::load(policy, &listeners(&LISTENERS)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn load_with_clock(policy: &Kernel) -> Datapath {
+    Datapath::load_with_clock(policy, &listeners(&LISTENERS)).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn listeners(texts: &[&str]) -> Vec<SocketAddr> {

@@ -1,156 +1,248 @@
 //! The judgement once more, in plain safe Rust over slices: what the differential test holds against the
 //! kernel half. It shares with it the verdicts and nothing else.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 
-use gateway::config::Kernel;
+use gateway::config::{Kernel, Listed};
+use gateway::datapath::Entry;
+use gateway_common::standing::Class;
 use gateway_common::{Family, Verdict};
 
-/// A kernel half in which no time passes.
+use crate::headers::{self, Kind, Segment};
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// A kernel half on one CPU, whose clock its owner moves.
 pub struct Model {
+    pub now_ns: u64,
+    /// Level and end, of sources as userspace tells them apart.
+    pub penalties: HashMap<IpAddr, (u32, u64)>,
+    pub known: HashMap<IpAddr, (Class, u64)>,
+    /// Whether packets are looked at for each of these.
+    pub armed_until_ns: u64,
+    /// Of each class: level, epoch, end.
+    pub shed: [(u16, u16, u64); 3],
+    /// What the source sends when it has been answered with a cookie.
+    pub returns: HashSet<Returned>,
+    entry: Entry,
     policy: Kernel,
     listeners: Vec<SocketAddr>,
-    spent: HashMap<IpAddr, u32>,
+    shed_key: [u64; 2],
+    debts: HashMap<(IpAddr, Of), Debt>,
+    new_sources: Debt,
+    seeded_at_ns: HashMap<usize, u64>,
 }
 
-/// A connection request.
-struct Request {
-    source: IpAddr,
-    destination: SocketAddr,
+/// An ACK: both ends, its own number and the one it acknowledges.
+pub type Returned = (SocketAddr, SocketAddr, u32, u32);
+
+/// What a debt is of.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Of {
+    Requests,
+    Connections,
+    Packets,
+}
+
+/// What is owed to a budget, in nanoseconds; time pays it off.
+#[derive(Clone, Copy, Default)]
+struct Debt {
+    owed_ns: u64,
+    at_ns: u64,
+}
+
+impl Debt {
+    fn charge(&mut self, cost_ns: u64, tolerance_ns: u64, now_ns: u64) -> bool {
+        self.owed_ns = self.owed_ns.saturating_sub(now_ns - self.at_ns);
+        self.at_ns = now_ns;
+        let granted = self.owed_ns + cost_ns <= tolerance_ns;
+        self.owed_ns += if granted { cost_ns } else { 0 };
+        granted
+    }
 }
 
 impl Model {
-    pub fn new(policy: &Kernel, listeners: &[SocketAddr]) -> Self {
-        Self { policy: policy.clone(), listeners: listeners.to_vec(), spent: HashMap::new() }
+    pub fn new(entry: Entry, policy: &Kernel, listeners: &[SocketAddr]) -> Self {
+        Self {
+            now_ns: 0,
+            penalties: HashMap::new(),
+            known: HashMap::new(),
+            armed_until_ns: 0,
+            shed: [(0, 0, 0); 3],
+            returns: HashSet::new(),
+            entry,
+            policy: policy.clone(),
+            listeners: listeners.to_vec(),
+            shed_key: [0; 2],
+            debts: HashMap::new(),
+            new_sources: Debt::default(),
+            seeded_at_ns: HashMap::new(),
+        }
+    }
+
+    pub fn with_key(self, shed_key: [u64; 2]) -> Self {
+        Self { shed_key, ..self }
     }
 
     pub fn judge(&mut self, frame: &[u8]) -> (Verdict, Family) {
-        match read(frame) {
-            Ok((request, family)) => (self.admit(&request), family),
+        match headers::read(frame) {
+            Ok((segment, family)) => (self.admit(&segment), family),
             Err(found) => found,
         }
     }
 
-    fn admit(&mut self, request: &Request) -> Verdict {
-        if !self.listeners.contains(&request.destination) {
+    fn admit(&mut self, segment: &Segment) -> Verdict {
+        let now = self.now_ns;
+        let is_xdp = self.entry == Entry::Xdp;
+        let is_ours = |place: &&SocketAddr| {
+            place.ip() == segment.destination.ip()
+                && (place.port() == segment.destination.port() || segment.destination.port() == 0)
+        };
+        let Some(listener) = self.listeners.iter().position(|place| is_ours(&place)) else {
             return Verdict::NotOurs;
+        };
+        let source = segment.source.ip();
+        let exempt = match segment.kind {
+            Kind::Request => Verdict::Allowed,
+            Kind::Ack | Kind::Other => Verdict::NotOurs,
+            Kind::Fragment => Verdict::Malformed,
+        };
+        let holds =
+            |listed: &Listed| !listed.watched && now < listed.until_ns && listed.network.contains(&source);
+        let policy = &self.policy;
+        if policy.allow.iter().any(|network| network.contains(&source))
+            || policy.allow_listed.iter().any(holds)
+        {
+            return exempt;
         }
-        if self.policy.allow.iter().any(|network| network.contains(&request.source)) {
-            return Verdict::Allowed;
-        }
-        if self.policy.deny.iter().any(|network| network.contains(&request.source)) {
+        let denied = policy.deny.iter().any(|network| network.contains(&source));
+        let opens = matches!(segment.kind, Kind::Request | Kind::Fragment);
+        if opens && (denied || policy.deny_listed.iter().any(holds)) {
             return Verdict::Denied;
         }
-        let holder = match request.source {
-            IpAddr::V4(_) => request.source,
-            IpAddr::V6(address) => {
-                let shift = 128 - u32::from(self.policy.ipv6_prefix);
-                IpAddr::V6((address.to_bits() >> shift << shift).into())
+        if policy.trusted.iter().any(|network| network.contains(&source)) {
+            return exempt;
+        }
+        if segment.kind == Kind::Fragment {
+            return if policy.strict_fragments { Verdict::Fragment } else { Verdict::Malformed };
+        }
+        let client = cut(source, policy.client_ipv6_prefix);
+        let holder = cut(source, policy.ipv6_prefix);
+        let penalty = self.penalties.get(&client).filter(|(_, until)| now < *until).map(|(level, _)| *level);
+        if penalty == Some(2) {
+            return Verdict::Penalised;
+        }
+        if let Some(ceiling) = policy.ceiling.filter(|_| is_xdp) {
+            let costs = costs(ceiling.per_second, ceiling.burst);
+            if self.charge(holder, Of::Packets, costs) == Some(false) {
+                return Verdict::OverCeiling;
             }
-        };
-        let spent = self.spent.entry(holder).or_default();
-        if *spent == self.policy.connection_burst {
+        }
+        let armed = is_xdp && now >> 20 < self.armed_until_ns >> 20;
+        match segment.kind {
+            Kind::Request => self.request(segment, listener, holder, client, penalty.is_some(), armed),
+            Kind::Ack if armed => self.ack(segment, holder),
+            Kind::Ack | Kind::Other | Kind::Fragment => Verdict::NotOurs,
+        }
+    }
+
+    fn request(
+        &mut self,
+        segment: &Segment,
+        listener: usize,
+        holder: IpAddr,
+        client: IpAddr,
+        slowed: bool,
+        armed: bool,
+    ) -> Verdict {
+        let now = self.now_ns;
+        let (cost, tolerance) = costs(self.policy.connections_per_second, self.policy.connection_burst);
+        let costs = if slowed { (cost * 10, tolerance.max(cost * 10)) } else { (cost, tolerance) };
+        let answers = self.entry == Entry::Xdp && self.policy.cookies;
+        let known = self.known.get(&client).filter(|(_, until)| now < *until);
+        let class = known.map_or(Class::Unknown, |(class, _)| *class);
+        let charged = self.charge(holder, Of::Requests, costs);
+        match charged {
+            Some(true) | None => {}
+            Some(false) if slowed => return Verdict::Penalised,
+            Some(false) if !answers || class == Class::Unknown => return Verdict::OverBudget,
+            Some(false) => {}
+        }
+        let (level, epoch, until) = self.shed[class as usize];
+        if now >> 20 < until >> 20 && siphash(self.shed_key, client, epoch) < level {
+            return Verdict::Shed;
+        }
+        if charged == Some(true) {
+            return Verdict::Pass;
+        }
+        if !answers || !armed {
+            return Verdict::Flooded;
+        }
+        let seeded = self.seeded_at_ns.get(&listener);
+        if seeded.is_none_or(|at| now - at >= SECOND_NS) {
+            self.seeded_at_ns.insert(listener, now);
+            return Verdict::Seed;
+        }
+        let monitored = self.policy.monitored & Verdict::CookieSent.bit() != 0;
+        if segment.can_be_answered || monitored { Verdict::CookieSent } else { Verdict::OverBudget }
+    }
+
+    fn ack(&mut self, segment: &Segment, holder: IpAddr) -> Verdict {
+        let Segment { source, destination, sequence, acknowledged, .. } = *segment;
+        if !self.returns.contains(&(source, destination, sequence, acknowledged)) {
+            return Verdict::NotOurs;
+        }
+        let (cost, tolerance) = costs(self.policy.connections_per_second, self.policy.connection_burst);
+        let debt = self.debts.entry((holder, Of::Connections)).or_default();
+        if !debt.charge(cost, tolerance, self.now_ns) {
             return Verdict::OverBudget;
         }
-        *spent += 1;
-        Verdict::Pass
+        let now = self.now_ns;
+        self.debts.entry((holder, Of::Requests)).or_insert(Debt { owed_ns: 0, at_ns: now });
+        Verdict::CookieAccepted
+    }
+
+    /// `None`: one that owes nothing yet, and too many such came.
+    fn charge(&mut self, holder: IpAddr, of: Of, (cost, tolerance): (u64, u64)) -> Option<bool> {
+        let now = self.now_ns;
+        if !self.debts.contains_key(&(holder, of)) {
+            let rate = self.policy.new_sources_per_second;
+            let (cost, tolerance) = costs(rate, rate);
+            if !self.new_sources.charge(cost, tolerance, now) {
+                return None;
+            }
+        }
+        let debt = self.debts.entry((holder, of)).or_insert(Debt { owed_ns: 0, at_ns: now });
+        Some(debt.charge(cost, tolerance, now))
     }
 }
 
-fn read(frame: &[u8]) -> Result<(Request, Family), (Verdict, Family)> {
-    let mut rest = &frame[12..];
-    for tags in 0.. {
-        match (rest, tags) {
-            ([0x08, 0x00, packet @ ..], _) => return ipv4(packet),
-            ([0x86, 0xdd, packet @ ..], _) => return ipv6(packet),
-            ([0x81, 0x00, _, _, inner @ ..] | [0x88, 0xa8, _, _, inner @ ..], 0 | 1) if inner.len() >= 2 => {
-                rest = inner;
-            }
-            ([0x81, 0x00, ..] | [0x88, 0xa8, ..], 0 | 1) => return Err((Verdict::Malformed, Family::Other)),
-            _ => break,
+fn costs(per_second: u32, burst: u32) -> (u64, u64) {
+    let cost = SECOND_NS.div_ceil(per_second.into());
+    (cost, cost * u64::from(burst))
+}
+
+fn cut(address: IpAddr, prefix: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => {
+            let shift = 128 - u32::from(prefix);
+            IpAddr::V6((address.to_bits().checked_shr(shift).unwrap_or(0) << shift).into())
         }
     }
-    Err((Verdict::NotOurs, Family::Other))
 }
 
-fn ipv4(packet: &[u8]) -> Result<(Request, Family), (Verdict, Family)> {
-    let malformed = (Verdict::Malformed, Family::Ipv4);
-    let not_ours = (Verdict::NotOurs, Family::Ipv4);
-    let header = packet.get(..20).ok_or(malformed)?;
-    let length = usize::from(header[0] % 16) * 4;
-    if header[0] / 16 != 4 || length < 20 {
-        return Err(malformed);
-    }
-    if header[9] != 6 {
-        return Err(not_ours);
-    }
-    match (u16::from(header[6]) << 8 | u16::from(header[7])) & 0x1fff {
-        0 => {}
-        1 => return Err(malformed),
-        _ => return Err(not_ours),
-    }
-    let address = |from: usize| {
-        IpAddr::V4(Ipv4Addr::new(header[from], header[from + 1], header[from + 2], header[from + 3]))
+/// The lowest 16 bits of the standard library's SipHash-2-4.
+#[allow(deprecated, reason = "it is deprecated for hash tables, and is the function that is meant")]
+fn siphash([first, second]: [u64; 2], source: IpAddr, epoch: u16) -> u16 {
+    use std::hash::{Hasher, SipHasher};
+    let octets = match source {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
     };
-    tcp(packet.get(length..).unwrap_or_default(), Family::Ipv4, address(12), address(16))
-}
-
-fn ipv6(packet: &[u8]) -> Result<(Request, Family), (Verdict, Family)> {
-    let malformed = (Verdict::Malformed, Family::Ipv6);
-    let not_ours = (Verdict::NotOurs, Family::Ipv6);
-    let (header, mut rest) = packet.split_at_checked(40).ok_or(malformed)?;
-    let address = |from: usize| Ipv6Addr::from(<[u8; 16]>::try_from(&header[from..from + 16]).unwrap());
-    let (source, destination) = (address(8), address(24));
-    let mapped = source.to_ipv4_mapped().or(destination.to_ipv4_mapped()).is_some();
-    if header[0] / 16 != 6 || mapped {
-        return Err(malformed);
-    }
-    let mut next = header[6];
-    let mut chain = 0;
-    loop {
-        if next == 6 {
-            return tcp(rest, Family::Ipv6, source.into(), destination.into());
-        }
-        if chain == 8 {
-            return Err(malformed);
-        }
-        if ![0, 43, 44, 51, 60].contains(&next) {
-            return Err(not_ours);
-        }
-        let start = rest.get(..4).ok_or(malformed)?;
-        let length = match next {
-            44 => 8,
-            51 => usize::from(start[1]) * 4 + 8,
-            _ => usize::from(start[1]) * 8 + 8,
-        };
-        if next == 44 {
-            match ((u16::from(start[2]) << 8 | u16::from(start[3])) / 8, start[0]) {
-                (0, _) => {}
-                (1, 6) => return Err(malformed),
-                (_, _) => return Err(not_ours),
-            }
-        }
-        next = start[0];
-        rest = rest.get(length..).unwrap_or_default();
-        chain += 1;
-    }
-}
-
-fn tcp(
-    segment: &[u8],
-    family: Family,
-    source: IpAddr,
-    destination: IpAddr,
-) -> Result<(Request, Family), (Verdict, Family)> {
-    let header = segment.get(..20).ok_or((Verdict::Malformed, family))?;
-    if header[12] / 16 < 5 {
-        return Err((Verdict::Malformed, family));
-    }
-    let (syn, ack) = (header[13] & 2 != 0, header[13] & 16 != 0);
-    if !syn || ack {
-        return Err((Verdict::NotOurs, family));
-    }
-    let port = u16::from(header[2]) << 8 | u16::from(header[3]);
-    Ok((Request { source, destination: SocketAddr::new(destination, port) }, family))
+    let mut hasher = SipHasher::new_with_keys(first, second);
+    hasher.write(&octets);
+    hasher.write(&u64::from(epoch).to_le_bytes());
+    hasher.finish() as u16
 }

@@ -35,7 +35,7 @@ fn main() -> Result<()> {
     for (name, answer) in [("bare XDP_PASS", XDP_PASS), ("bare XDP_DROP", XDP_DROP)] {
         let program = Constant::load(answer).context("cannot load a program (root?)")?;
         let frame = v4().bytes();
-        let time = median(|| Ok(sys::test_run(program.as_fd(), &frame, REPEAT)?.1))?;
+        let time = median(|| Ok(sys::test_run(program.as_fd(), &frame, REPEAT)?.2))?;
         println!("| {name:<44} | {:>5} | {:>5} |", time.as_nanos(), "");
     }
     for (name, policy, packet, verdict) in rows() {

@@ -8,29 +8,30 @@ use gateway::datapath::sys::{LinkType, link_create};
 use gateway_tests::gateway::{command, complete, route_to};
 use gateway_tests::kernel::bpf::{Constant, XDP_PASS, without_bpf};
 use gateway_tests::kernel::netns::{EDGE, Network};
-use gateway_tests::{Client, Exit, Gateway, Upstream};
+use gateway_tests::{Client, Exit, Gateway, PATIENCE, Upstream};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 use crate::traffic::{connect, connects};
 
-const LOUD: &str = "10.77.0.2";
-const QUIET: &str = "10.77.0.3";
+pub const LOUD: &str = "10.77.0.2";
+pub const QUIET: &str = "10.77.0.3";
 
 /// A gateway on the gateway's end of the cable, its kernel half judging by `kernel`.
-fn config(upstream: &Upstream, kernel: Value) -> Value {
+pub fn config(upstream: &Upstream, kernel: Value) -> Value {
     let mut config = route_to(&upstream.url());
     config["listen_addr"] = json!("10.77.0.1:0");
     config["kernel"] = kernel;
     config
 }
 
-fn budget(per_second: u32, burst: u32) -> Value {
+pub fn budget(per_second: u32, burst: u32) -> Value {
     json!({ "interfaces": [EDGE], "connections_per_second": per_second, "burst": burst })
 }
 
-fn folder(config: &str) -> (TempDir, std::path::PathBuf) {
+pub fn folder(config: &str) -> (TempDir, std::path::PathBuf) {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("gateway.json");
     std::fs::write(&file, config).unwrap();
@@ -38,33 +39,45 @@ fn folder(config: &str) -> (TempDir, std::path::PathBuf) {
 }
 
 /// Starts in the gateway's namespace; `adjust` may change the command.
-fn start(network: &Network, config: Value, adjust: impl FnOnce(&mut Command) + Send) -> Gateway {
+pub fn start(network: &Network, config: Value, adjust: impl FnOnce(&mut Command) + Send) -> Gateway {
     let (directory, file) = folder(&complete(config));
     network.gateway.run(|| Gateway::run(directory, file, adjust))
 }
 
-/// Starts in the gateway's namespace what is expected to end by itself.
-fn refused(network: &Network, config: Value, arguments: &[&str]) -> Exit {
+/// Starts in the gateway's namespace what is expected to end by itself; `before` stands before the command.
+pub fn refused(network: &Network, config: Value, before: &[&str], arguments: &[&str]) -> Exit {
     let (directory, file) = folder(&complete(config));
-    network
-        .gateway
-        .run(|| Gateway::exit_of(command(directory.path()).arg("--config").arg(&file).args(arguments)))
+    let mut command = command(directory.path());
+    command.arg("--config").arg(&file).args(arguments);
+    if !before.is_empty() {
+        under(before, &mut command);
+    }
+    network.gateway.run(|| Gateway::exit_of(&mut command))
 }
 
 /// Puts `words` before the command.
-fn under(words: &[&str], inner: &mut Command) {
+pub fn under(words: &[&str], inner: &mut Command) {
     let mut outer = Command::new(words[0]);
     outer.args(&words[1..]).arg(inner.get_program()).args(inner.get_args()).env("NO_COLOR", "1");
     outer.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     *inner = outer;
 }
 
-fn is_attached(network: &Network) -> bool {
+pub fn is_attached(network: &Network) -> bool {
     !network.gateway.xdp_on(EDGE).is_empty()
 }
 
+/// Whether a connection from `source` comes about, however long a busy machine takes for it.
+pub fn reaches(network: &Network, source: &str, place: SocketAddr) -> bool {
+    network.clients.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::new(source.parse().unwrap(), 0).into()).unwrap();
+        socket.connect_timeout(&place.into(), PATIENCE).is_ok()
+    })
+}
+
 /// Requests one page over a connection from the clients' side.
-fn is_served(network: &Network, place: SocketAddr) -> bool {
+pub fn is_served(network: &Network, place: SocketAddr) -> bool {
     network.clients.run(|| Client::connect(place).get("/").status() == 200)
 }
 
@@ -139,7 +152,13 @@ fn without_the_means_it_proxies_and_says_so() {
     check("CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF", &|command| {
         under(&["setpriv", "--bounding-set=-all", "--inh-caps=-all"], command);
     });
-    check("CAP_PERFMON", &|command| under(&["setpriv", "--bounding-set=-perfmon,-sys_admin"], command));
+    for (lacking, set) in [
+        ("needs CAP_PERFMON:", "--bounding-set=-perfmon,-sys_admin"),
+        ("needs CAP_BPF:", "--bounding-set=-bpf,-sys_admin"),
+        ("needs CAP_NET_ADMIN:", "--bounding-set=-net_admin"),
+    ] {
+        check(lacking, &|command| under(&["setpriv", set], command));
+    }
     // A user namespace holds every capability, and the kernel honours none of them.
     check("user namespace withholds", &|command| under(&["unshare", "--user", "--map-root-user"], command));
     check("this kernel has no BPF", &without_bpf);
@@ -154,7 +173,7 @@ fn what_is_named_wrongly_ends_it() {
     let upstream = network.gateway.run(Upstream::ok);
     let check = |kernel: Value, arguments: &[&str], code: Option<i32>, told: &str| {
         let before = network.gateway.xdp_on(EDGE);
-        let exit = refused(&network, config(&upstream, kernel), arguments);
+        let exit = refused(&network, config(&upstream, kernel), &[], arguments);
         assert_eq!(exit.code, code, "{:#?}", exit.lines);
         let lines = exit.lines.iter().filter(|line| line.contains(told)).count();
         assert_eq!(lines, 1, "not one line of {told:?}: {:#?}", exit.lines);

@@ -65,7 +65,7 @@ fn start(network: &Network, policy: &Kernel, place: SocketAddr) -> Result<Datapa
 }
 
 fn hooks(datapath: &Datapath) -> Vec<Hook> {
-    datapath.attachments().map(|attachment| attachment.hook).collect()
+    datapath.attachments().map(|(attachment, _)| attachment.hook).collect()
 }
 
 /// Who is past its rate is dropped, who is not is served; a reload raises the rate and loses nobody.
@@ -118,7 +118,7 @@ fn a_denied_client_over_ipv6_reaches_only_a_monitor() {
     let denied = on_edge(Kernel { deny: networks(&["fd77::/64"]), ..open() });
     let mut datapath = start(&network, &denied, place).unwrap();
     assert!(connect(&network, "fd77::2", place).is_none());
-    network.gateway.run(|| datapath.apply(&Kernel { monitor: true, ..denied }, &[place])).unwrap();
+    network.gateway.run(|| datapath.apply(&Kernel { monitored: u32::MAX, ..denied }, &[place])).unwrap();
     answers(&mut connect(&network, "fd77::2", place).expect("a monitor drops nothing"));
     assert!(datapath.counters().unwrap().packets(Verdict::Denied) >= 2);
 }

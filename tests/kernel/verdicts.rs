@@ -47,13 +47,13 @@ fn check(
         let counted = (is.packets - was.packets, is.bytes - was.bytes);
         assert_eq!(counted, expected, "{name}, {entry:?}: {} {}", cell.row().name, other.name());
     }
-    assert_eq!(trial.action, verdict.action(policy.monitor), "{name}, {entry:?}: {verdict:?}");
+    assert_eq!(trial.action, verdict.action(policy.monitored), "{name}, {entry:?}: {verdict:?}");
 }
 
 fn check_all(policy: &Kernel, rows: &[Row]) {
     for entry in ENTRIES {
         let mut datapath = load(policy);
-        let mut model = Model::new(policy, &listeners(&LISTENERS));
+        let mut model = Model::new(entry, policy, &listeners(&LISTENERS));
         for (name, packet, verdict, family) in rows {
             let frame = packet.bytes();
             check(&mut datapath, entry, policy, name, &frame, (*verdict, *family));
@@ -64,9 +64,10 @@ fn check_all(policy: &Kernel, rows: &[Row]) {
 
 #[test]
 fn what_is_a_connection_request_to_us() {
-    use Extension::{Authentication, Destination, Fragment, HopByHop, Routing, Unknown};
+    use Extension::{Authentication, Destination, HopByHop, Routing, Unknown};
     use Family::{Ipv4, Ipv6, Other};
-    use Verdict::{Malformed, NotOurs, Pass};
+    use Verdict::{Fragment, LaterFragment, Malformed, NotOurs, Pass};
+    let fragment = |offset| vec![Extension::Fragment(offset, true)];
     let rows: Vec<Row> = vec![
         ("v4", v4(), Pass, Ipv4),
         ("v4, other port", Packet { port: 81, ..v4() }, NotOurs, Ipv4),
@@ -88,8 +89,14 @@ fn what_is_a_connection_request_to_us() {
         ("v4, TCP header too short", Packet { tcp_words: 4, ..v4() }, Malformed, Ipv4),
         ("v4, do not fragment", Packet { fragment: 0x4000, ..v4() }, Pass, Ipv4),
         ("v4, first fragment", Packet { fragment: 0x2000, ..v4() }, Pass, Ipv4),
-        ("v4, fragment at 1", Packet { fragment: 0x2001, ..v4() }, Malformed, Ipv4),
-        ("v4, later fragment", Packet { fragment: 0x0002, ..v4() }, NotOurs, Ipv4),
+        ("v4, fragment at 1", Packet { fragment: 0x2001, ..v4() }, Fragment, Ipv4),
+        (
+            "v4, fragment at 1 to another address",
+            Packet { fragment: 0x2001, destination: "198.18.0.2".parse().unwrap(), ..v4() },
+            NotOurs,
+            Ipv4,
+        ),
+        ("v4, later fragment", Packet { fragment: 0x0002, ..v4() }, LaterFragment, Ipv4),
         ("ARP", Packet { ethertype: Some(0x0806), ..v4() }, NotOurs, Other),
         ("v6", v6(), Pass, Ipv6),
         ("v6, other port", Packet { port: 81, ..v6() }, NotOurs, Ipv6),
@@ -109,12 +116,12 @@ fn what_is_a_connection_request_to_us() {
         ("v6, nine extensions", Packet { extensions: vec![Destination; 9], ..v6() }, Malformed, Ipv6),
         ("v6, unknown extension", Packet { extensions: vec![HopByHop, Unknown(253)], ..v6() }, NotOurs, Ipv6),
         ("v6, no next header", Packet { protocol: 59, ..v6() }, NotOurs, Ipv6),
-        ("v6, first fragment", Packet { extensions: vec![Fragment(0)], ..v6() }, Pass, Ipv6),
-        ("v6, fragment at 1", Packet { extensions: vec![Fragment(1)], ..v6() }, Malformed, Ipv6),
-        ("v6, later fragment", Packet { extensions: vec![Fragment(2)], ..v6() }, NotOurs, Ipv6),
+        ("v6, first fragment", Packet { extensions: fragment(0), ..v6() }, Pass, Ipv6),
+        ("v6, fragment at 1", Packet { extensions: fragment(1), ..v6() }, Fragment, Ipv6),
+        ("v6, later fragment", Packet { extensions: fragment(2), ..v6() }, LaterFragment, Ipv6),
         (
             "v6, later fragment of a chain",
-            Packet { extensions: vec![HopByHop, Fragment(1), Destination], ..v6() },
+            Packet { extensions: vec![HopByHop, Extension::Fragment(1, true), Destination], ..v6() },
             NotOurs,
             Ipv6,
         ),
@@ -162,7 +169,7 @@ fn lists_in_their_order() {
     ];
     check_all(&policy, &rows);
     // A monitor says the same and drops nothing.
-    check_all(&Kernel { monitor: true, ..policy }, &rows);
+    check_all(&Kernel { monitored: u32::MAX, ..policy }, &rows);
 }
 
 #[test]
@@ -198,14 +205,18 @@ fn a_budget_is_one_sources_own() {
         ("v6, another prefix", from("2001:db8:1:100::"), Pass, Ipv6),
     ];
     check_all(&policy, &rows);
-    check_all(&Kernel { monitor: true, ..policy }, &rows);
+    check_all(&Kernel { monitored: u32::MAX, ..policy }, &rows);
 }
 
 /// Cut at every byte: what is still there decides, and nothing is ever dropped for being short.
 #[test]
 fn truncated_at_every_byte() {
-    let chain =
-        vec![Extension::HopByHop, Extension::Authentication, Extension::Fragment(0), Extension::Destination];
+    let chain = vec![
+        Extension::HopByHop,
+        Extension::Authentication,
+        Extension::Fragment(0, false),
+        Extension::Destination,
+    ];
     let whole = [
         v4(),
         Packet { option_words: 4, vlans: vec![0x88a8, 0x8100], ..v4() },
@@ -229,7 +240,7 @@ fn truncated_at_every_byte() {
                 };
                 let name = format!("{packet:?} cut to {length} of {}", frame.len());
                 check(&mut datapath, entry, &policy, &name, &frame[..length], expected);
-                let modelled = Model::new(&policy, &listeners(&LISTENERS)).judge(&frame[..length]);
+                let modelled = Model::new(entry, &policy, &listeners(&LISTENERS)).judge(&frame[..length]);
                 assert_eq!(modelled, expected, "the model on {name}");
             }
         }

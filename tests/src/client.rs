@@ -4,6 +4,8 @@ use std::io::{self, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
+
 use crate::{Message, PATIENCE};
 
 pub struct Client {
@@ -13,7 +15,26 @@ pub struct Client {
 impl Client {
     #[track_caller]
     pub fn connect(to: SocketAddr) -> Self {
-        let stream = TcpStream::connect_timeout(&to, PATIENCE).expect("the gateway listens");
+        Self::over(TcpStream::connect_timeout(&to, PATIENCE).expect("the gateway listens"))
+    }
+
+    /// The same, where the gateway may refuse to take the connection.
+    pub fn try_connect(to: SocketAddr) -> io::Result<Self> {
+        TcpStream::connect_timeout(&to, PATIENCE).map(Self::over)
+    }
+
+    /// Connects from an address of the loopback: another client, as the gateway sees it.
+    #[track_caller]
+    pub fn connect_from(source: [u8; 4], to: SocketAddr) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("there are sockets");
+        socket.bind(&SocketAddr::from((source, 0)).into()).expect("the loopback has all of 127/8");
+        socket.connect_timeout(&to.into(), PATIENCE).expect("the gateway listens");
+        Self::over(socket.into())
+    }
+
+    /// Over a connection that somebody else has opened.
+    #[track_caller]
+    pub fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).expect("it is not zero");
         stream.set_write_timeout(Some(PATIENCE)).expect("it is not zero");
         stream.set_nodelay(true).expect("it is a TCP socket");
@@ -103,9 +124,16 @@ pub fn get(target: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")
 }
 
+/// Returns when a gateway of one worker has taken in whatever had been sent to it before, from either
+/// side: it has accepted, read and answered on a connection that came later.
+#[track_caller]
+pub fn turn(gateway: SocketAddr) {
+    assert_eq!(Client::connect(gateway).get("/%00").status(), 400, "refused without an upstream");
+}
+
 /// Closes with a reset instead of an orderly end.
 pub fn reset(stream: TcpStream) {
-    socket2::Socket::from(stream).set_linger(Some(Duration::ZERO)).expect("it is a TCP socket");
+    Socket::from(stream).set_linger(Some(Duration::ZERO)).expect("it is a TCP socket");
 }
 
 pub fn write_until_stalled(stream: &mut TcpStream, total: usize) -> usize {

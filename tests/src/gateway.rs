@@ -32,6 +32,22 @@ pub struct Exit {
     pub lines: Vec<String>,
 }
 
+/// What a verb of the command line said.
+#[derive(Debug)]
+pub struct Told {
+    pub code: Option<i32>,
+    pub out: String,
+    pub error: String,
+}
+
+impl Told {
+    /// The answer to `--json`.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
+    }
+}
+
 impl Gateway {
     /// Runs on `config` until it is ready. Addresses that it leaves out are free ports of the loopback,
     /// workers two.
@@ -49,6 +65,14 @@ impl Gateway {
         Self::start(route_to(&upstream.url()))
     }
 
+    /// The same with a single worker: every connection, of either side, is that one's.
+    #[track_caller]
+    pub fn single(upstream: &Upstream) -> Self {
+        let mut config = route_to(&upstream.url());
+        config["workers"] = json!(1);
+        Self::start(config)
+    }
+
     /// Runs on `file`, in `directory`; `adjust` may change the command.
     #[track_caller]
     pub fn run(directory: TempDir, file: PathBuf, adjust: impl FnOnce(&mut Command)) -> Self {
@@ -56,6 +80,19 @@ impl Gateway {
         command.arg("--config").arg(&file);
         adjust(&mut command);
         Self::spawn(command, directory, file)
+    }
+
+    /// Runs on `config` in a process that `prepare` has run in before, as a shell does: `ulimit -n 128`.
+    #[track_caller]
+    pub fn start_after(prepare: &str, config: Value) -> Self {
+        let directory = TempDir::new().expect("there is room for a folder");
+        let file = directory.path().join("gateway.json");
+        write(&file, config);
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("{prepare} && exec \"$0\" \"$@\"")).arg(binary::gateway());
+        shell.arg("--config").arg(&file);
+        prepare_command(&mut shell, directory.path());
+        Self::spawn(shell, directory, file)
     }
 
     /// Runs in `directory` without a word about a configuration.
@@ -104,6 +141,16 @@ impl Gateway {
         Exit { code: child.wait().expect("it is our child").code(), lines }
     }
 
+    /// Asks the gateway by its command line: the verb and its arguments.
+    #[track_caller]
+    pub fn ask(&self, arguments: &[&str]) -> Told {
+        let mut command = command(self.directory());
+        command.args(arguments).arg("--config").arg(&self.file).stdout(Stdio::piped());
+        let output = command.output().expect("the binary is there");
+        let text = |bytes| String::from_utf8(bytes).expect("it writes text");
+        Told { code: output.status.code(), out: text(output.stdout), error: text(output.stderr) }
+    }
+
     #[track_caller]
     pub fn connect(&self) -> Client {
         Client::connect(self.address)
@@ -128,7 +175,7 @@ impl Gateway {
 
     /// Scrapes until `holds`.
     #[track_caller]
-    pub fn wait_for_metrics(&self, what: &str, holds: impl Fn(&Metrics) -> bool) {
+    pub fn wait_for_metrics(&self, what: &str, mut holds: impl FnMut(&Metrics) -> bool) {
         let started = Instant::now();
         loop {
             let metrics = self.scrape();
@@ -140,9 +187,29 @@ impl Gateway {
         }
     }
 
+    /// Lets the gateway's own clock move on.
+    #[track_caller]
+    pub fn pass_time(&self, seconds: f64) {
+        let uptime = |metrics: &Metrics| metrics.get("gateway_uptime_seconds", &[]).expect("a sample");
+        let until = uptime(&self.scrape()) + seconds;
+        self.wait_for_metrics("time to pass", |metrics| uptime(metrics) > until);
+    }
+
     /// Replaces the configuration by writing into the file; addresses as [`Gateway::start`] fills them in.
     pub fn write(&self, config: Value) {
         write(&self.file, config);
+    }
+
+    /// Puts another file in the configuration's place, so that nobody sees half of one.
+    pub fn replace(&self, config: Value) {
+        let beside = self.file.with_extension("next");
+        write(&beside, config);
+        fs::rename(&beside, &self.file).expect("they are in one folder");
+    }
+
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -170,6 +237,25 @@ impl Gateway {
         kib.unwrap_or_else(|| panic!("no {line} in {status}"))
     }
 
+    /// Ends it and starts it again on the same files; `prepare` may change them in between.
+    #[track_caller]
+    pub fn restart(mut self, prepare: impl FnOnce(&Path)) -> Self {
+        self.signal(Signal::TERM);
+        assert_eq!(self.wait(), Some(0));
+        prepare(self.directory.path());
+        let aside = TempDir::new().expect("there is room for a folder");
+        let directory = std::mem::replace(&mut self.directory, aside);
+        Self::run(directory, self.file.clone(), |_| {})
+    }
+
+    /// Processor time taken so far, in hundredths of a second.
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        let (_, fields) = stat.rsplit_once(") ").expect("the name stands in brackets");
+        // In user and in system mode: the 14th and 15th field, of which two are gone.
+        fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+    }
+
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
@@ -183,15 +269,26 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let said = self.log.so_far();
+        if std::thread::panicking() {
+            eprintln!("the gateway said:\n{}", said.join("\n"));
+        } else {
+            // A task's panic closes its connection and nothing else: most tests would not see it.
+            assert!(!said.iter().any(|line| line.contains("panicked at")), "{}", said.join("\n"));
+        }
     }
 }
 
 /// The gateway without arguments, in `directory`, its standard error a pipe.
 pub fn command(directory: &Path) -> Command {
     let mut command = Command::new(binary::gateway());
+    prepare_command(&mut command, directory);
+    command
+}
+
+fn prepare_command(command: &mut Command, directory: &Path) {
     command.current_dir(directory).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.env("NO_COLOR", "1").env_remove("GATEWAY_LOG");
-    command
 }
 
 /// A configuration with one route for every path.
@@ -201,9 +298,14 @@ pub fn route_to(backend: &str) -> Value {
 
 /// `config` with what tests leave out, as text.
 pub fn complete(mut config: Value) -> String {
-    for (key, value) in
-        [("listen_addr", json!("127.0.0.1:0")), ("metrics_addr", json!("127.0.0.1:0")), ("workers", json!(2))]
-    {
+    for (key, value) in [
+        ("listen_addr", json!("127.0.0.1:0")),
+        ("metrics_addr", json!("127.0.0.1:0")),
+        ("workers", json!(2)),
+        // All clients of a test have one address, and how busy the machine is decides nothing.
+        ("connections", json!({ "max_per_source": 100_000 })),
+        ("overload", json!({ "max_delay": "1h" })),
+    ] {
         let object = config.as_object_mut().expect("a configuration is an object");
         object.entry(key).or_insert(value);
     }

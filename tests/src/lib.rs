@@ -5,23 +5,28 @@
 
 pub mod binary;
 pub mod client;
+pub mod crowd;
+pub mod faulty;
 pub mod gateway;
 pub mod kernel;
 pub mod log;
 pub mod message;
 pub mod metrics;
+pub mod redis;
 pub mod upstream;
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 pub use client::Client;
-pub use gateway::{Exit, Gateway};
+pub use crowd::{Crowd, Fate};
+pub use faulty::{Fault, Restartable};
+pub use gateway::{Exit, Gateway, Told};
 pub use message::Message;
 pub use upstream::{Conn, Upstream};
 
 /// How long anything that is waited for may take before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A point that one side waits at until the other opens it.
 #[derive(Clone, Default)]

@@ -50,6 +50,11 @@ impl Log {
         lines.all[lines.seen - 1].clone()
     }
 
+    /// What has been said up to now.
+    pub fn so_far(&self) -> Vec<String> {
+        self.0.0.lock().expect("no panic while held").all.clone()
+    }
+
     /// Everything, after the program has closed its output.
     #[track_caller]
     pub fn to_end(&self) -> Vec<String> {

@@ -27,7 +27,8 @@ impl Message {
 
     /// One final or interim response to `method`, with its body.
     pub fn read_response(from: &mut impl BufRead, method: &str) -> io::Result<Self> {
-        let mut message = Self::read_head(from)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let mut message = Self::read_head(from)?
+            .ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "an end instead of a head"))?;
         message.check_status_line()?;
         if method != "HEAD" && !matches!(message.status(), 100..=199 | 204 | 304) {
             message.read_body(from)?;
@@ -131,7 +132,10 @@ pub fn read_chunk(from: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
 fn read_exactly(from: &mut impl BufRead, length: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     from.take(length).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 == length { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    match bytes.len() as u64 {
+        all if all == length => Ok(bytes),
+        some => Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{some} of {length} bytes"))),
+    }
 }
 
 /// A line without its CRLF; `None` where the input has ended before it.

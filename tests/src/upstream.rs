@@ -6,11 +6,11 @@
 use std::io::{BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use crate::client::{reset, write_until_stalled};
-use crate::{Message, PATIENCE};
+use crate::{Gate, Message, PATIENCE};
 
 pub struct Upstream {
     pub address: SocketAddr,
@@ -68,6 +68,22 @@ impl Upstream {
     /// Answers 200 with an empty body.
     pub fn ok() -> Self {
         Self::answering(ok(""))
+    }
+
+    /// Tells of each request when it has come, and answers `body` from when the gate is open.
+    pub fn gated(body: &str) -> (Self, mpsc::Receiver<()>, Gate) {
+        let (came, arrived) = mpsc::channel();
+        let (came, gate, answer) = (Mutex::new(came), Gate::default(), ok(body));
+        let opened = gate.clone();
+        let upstream = Self::start(move |mut conn| {
+            while conn.request().is_some() {
+                // The test may have seen enough.
+                let _ = came.lock().expect("no panic while held").send(());
+                opened.wait();
+                conn.send(&answer);
+            }
+        });
+        (upstream, arrived, gate)
     }
 
     pub fn url(&self) -> String {

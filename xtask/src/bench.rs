@@ -16,6 +16,12 @@ pub struct Args {
     /// Measure the kernel half alone: nanoseconds per verdict (root). The whole bench ends with it.
     #[arg(long)]
     kernel: bool,
+    /// Flood the gateway and its peers between network namespaces, instead of measuring them at peace (root).
+    #[arg(long)]
+    flood: bool,
+    /// Measure what clients feel while one of three backends is slow.
+    #[arg(long)]
+    slow_endpoint: bool,
     /// The bench's own arguments; `--help` lists them.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
@@ -32,6 +38,13 @@ pub fn run(args: &Args) -> Result<()> {
         build::plain()?
     };
     exec(&mut cargo(&["build", "--release", "--package", "bench"]))?;
+    if args.flood {
+        return exec(Command::new(target_dir().join("release/flood")).args(&args.args).current_dir(root()));
+    }
+    if args.slow_endpoint {
+        let program = target_dir().join("release/slow-endpoint");
+        return exec(Command::new(program).args(&args.args).current_dir(root()));
+    }
     exec(Command::new(target_dir().join("release/bench")).args(&args.args).current_dir(root()))?;
     if args.args.is_empty() && is_root() { verdicts() } else { Ok(()) }
 }

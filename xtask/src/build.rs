@@ -17,7 +17,7 @@ pub struct Args {
 }
 
 /// The load that the profile is taken under: what the gateway is for, each way of framing once.
-const TRAINING: &str = "small,fixed-50,body-16k,upload-1m,connect";
+const TRAINING: &str = "small,fixed-50,body-16k,upload-1m,connect,cache-hit,refusal-429";
 /// The oldest LLVM whose tool reads the profiles that today's rustc writes.
 const OLDEST_LLVM: u32 = 19;
 const NEWEST_LLVM: u32 = 24;

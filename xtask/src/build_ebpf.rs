@@ -5,7 +5,6 @@
 //! `rustc-web`, which ships a `core` already compiled for BPF. Both link with `bpf-linker`.
 
 use std::env;
-use std::ffi::OsString;
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -13,6 +12,8 @@ use std::process::Command;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
+
+use crate::exec::{answer, cargo, exec, is_on_path, is_root, root, shown};
 
 /// What `build-ebpf` takes on the command line.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -50,7 +51,7 @@ enum Toolchain {
 
 /// Builds the object if it is older than its sources and returns its path.
 pub fn run(args: &Args) -> Result<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies inside the workspace")?;
+    let root = root();
     let profile = if args.debug { "debug" } else { "release" };
     let folder = root.join("gateway-ebpf/target").join(TARGET);
     let object = folder.join(profile).join("gateway-ebpf");
@@ -101,19 +102,19 @@ fn compile(root: &Path, toolchain: &Toolchain, linker: &Path, debug: bool) -> Re
         .current_dir(&folder);
     let flags = format!("-C linker={} -C debuginfo=2 -C link-arg=--btf", linker.display());
     cargo.env("RUSTFLAGS", flags);
-    exec(&mut cargo)
+    exec(of_another_toolchain(&mut cargo))
 }
 
 fn toolchain() -> Option<Toolchain> {
-    let nightly = output("rustup", &["component", "list", "--toolchain", "nightly", "--installed"]);
+    let nightly = answer("rustup", &["component", "list", "--toolchain", "nightly", "--installed"]);
     if nightly.is_some_and(|list| list.lines().any(|line| line.starts_with("rust-src"))) {
         return Some(Toolchain::Nightly);
     }
-    let libraries = output(DEBIAN_RUSTC, &["--print", "target-libdir", "--target", TARGET])?;
+    let libraries = answer(DEBIAN_RUSTC, &["--print", "target-libdir", "--target", TARGET])?;
     let core = |entry: io::Result<fs::DirEntry>| {
         entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"))
     };
-    let compiled = fs::read_dir(libraries.trim()).ok()?.any(core);
+    let compiled = fs::read_dir(libraries).ok()?.any(core);
     (compiled && Path::new(DEBIAN_CARGO).is_file()).then_some(Toolchain::Debian)
 }
 
@@ -147,7 +148,7 @@ fn install(toolchain: Option<Toolchain>, linker: Option<PathBuf>, yes: bool) -> 
             "(With rustup and its sources at hand, `rustup toolchain install nightly -c rust-src` serves too.)"
         );
         ensure!(
-            which("apt-get"),
+            is_on_path("apt-get"),
             "no apt-get here: install one of the toolchains of docs/datapath.md by hand"
         );
     }
@@ -155,7 +156,7 @@ fn install(toolchain: Option<Toolchain>, linker: Option<PathBuf>, yes: bool) -> 
         bail!("nothing installed: run the commands above, or `cargo xtask build-ebpf --yes`");
     }
     for mut step in steps {
-        if exec(&mut step).is_err() {
+        if exec(of_another_toolchain(&mut step)).is_err() {
             // The usual cause on a fresh machine is an empty or old package list.
             exec(&mut as_root(&["apt-get", "update"]))?;
             exec(&mut step)?;
@@ -174,8 +175,7 @@ fn apt_install() -> Command {
 }
 
 fn linker_install(debian: bool) -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
-    command.args(["install", "bpf-linker", "--locked", "--version", LINKER_VERSION]);
+    let mut command = cargo(&["install", "bpf-linker", "--locked", "--version", LINKER_VERSION]);
     if debian {
         let prefix = llvm_prefix().unwrap_or_else(|| format!("/usr/lib/llvm-{LLVM_MAJOR}").into());
         command.args(["--no-default-features", "--features", &format!("llvm-{LLVM_MAJOR}")]);
@@ -203,42 +203,18 @@ fn confirmed() -> Result<bool> {
 }
 
 fn as_root(words: &[&str]) -> Command {
-    let root = output("id", &["-u"]).is_some_and(|id| id.trim() == "0");
-    let words: Vec<&str> = if root { words.to_vec() } else { [&["sudo"], words].concat() };
+    let words: Vec<&str> = if is_root() { words.to_vec() } else { [&["sudo"], words].concat() };
     let mut command = Command::new(words[0]);
     command.args(&words[1..]);
     command
 }
 
-fn which(program: &str) -> bool {
-    env::split_paths(&env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join(program).is_file())
-}
-
-/// Runs a question and returns its answer; `None` when the program is missing or refuses.
-fn output(program: &str, args: &[&str]) -> Option<String> {
-    let output = Command::new(program).args(args).env_remove("RUSTUP_TOOLCHAIN").output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-fn exec(command: &mut Command) -> Result<()> {
-    // rustup's proxy sets these for the toolchain that runs xtask; the one called here is another.
+/// rustup's proxy sets these for the toolchain that runs xtask; the one called here is another.
+fn of_another_toolchain(command: &mut Command) -> &mut Command {
     for name in ["RUSTUP_TOOLCHAIN", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {
         command.env_remove(name);
     }
-    println!("+ {}", shown(command));
-    let status = command.status().with_context(|| format!("cannot run: {}", shown(command)))?;
-    ensure!(status.success(), "failed ({status}): {}", shown(command));
-    Ok(())
-}
-
-/// The command as one would type it.
-fn shown(command: &Command) -> String {
-    let quoted = |text: &str| if text.contains(' ') { format!("\"{text}\"") } else { text.to_owned() };
-    let set = command.get_envs().filter_map(|(name, value)| Some((name.to_str()?, value?.to_str()?)));
-    let mut words: Vec<String> = set.map(|(name, value)| format!("{name}={}", quoted(value))).collect();
-    words.push(command.get_program().to_string_lossy().into_owned());
-    words.extend(command.get_args().map(|word| quoted(&word.to_string_lossy())));
-    words.join(" ")
+    command
 }
 
 fn is_fresh(root: &Path, object: &Path) -> Result<bool> {

@@ -39,10 +39,10 @@ pub fn shown(command: &Command) -> String {
     let set = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
     let set = set.map(|(name, value)| format!("{}={}", name.to_string_lossy(), quoted(value)));
     // A full path says where cargo lies, which is of no use to the reader.
-    let program = Path::new(command.get_program());
-    let program = if program.file_name() == Some(OsStr::new("cargo")) { Path::new("cargo") } else { program };
+    let ours = env::var_os("CARGO").is_some_and(|cargo| cargo == command.get_program());
+    let program = if ours { OsStr::new("cargo") } else { command.get_program() };
     let words = command.get_args().map(quoted);
-    set.chain([quoted(program.as_os_str())]).chain(words).collect::<Vec<_>>().join(" ")
+    set.chain([quoted(program)]).chain(words).collect::<Vec<_>>().join(" ")
 }
 
 /// The top of the workspace.

@@ -30,10 +30,12 @@ pub enum Phase {
     Ending,
 }
 
-/// What a readable socket brought.
+/// What a readable socket brought, answers aside.
 pub enum Received {
-    Nothing,
-    Answer(Answer),
+    /// Not everything that was asked for yet.
+    Part,
+    /// The last of the answers.
+    All,
     /// The peer closed although nothing was asked, or after the answer.
     End,
     Fault(Fault),
@@ -45,6 +47,8 @@ pub struct Connection {
     pub phase: Phase,
     reader: Reader,
     sent: usize,
+    /// Answers that are still to come.
+    awaited: usize,
     wants_write: bool,
     /// When the request in flight should have left; latency counts from here.
     pub due: Instant,
@@ -60,20 +64,28 @@ impl Connection {
             phase: Phase::Closed,
             reader: Reader::default(),
             sent: 0,
+            awaited: 0,
             wants_write: false,
             due: now,
             asked: now,
         }
     }
 
-    /// Sends a request, over a new socket when there is none.
-    pub fn ask(&mut self, request: &[u8], target: SocketAddr, poll: &Poll) -> Result<(), Fault> {
+    /// Sends `count` requests at once, over a new socket when there is none.
+    pub fn ask(
+        &mut self,
+        requests: &[u8],
+        count: usize,
+        target: SocketAddr,
+        poll: &Poll,
+    ) -> Result<(), Fault> {
         if self.phase == Phase::Closed {
             self.open(target, poll).map_err(|_| Fault::Connect)?;
         }
         self.phase = Phase::Asking;
+        self.awaited = count;
         self.sent = 0;
-        self.flush(request, poll)
+        self.flush(requests, poll)
     }
 
     fn open(&mut self, target: SocketAddr, poll: &Poll) -> io::Result<()> {
@@ -115,13 +127,13 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads once and follows the answer.
-    pub fn receive(&mut self, scratch: &mut [u8]) -> Received {
-        let Some(socket) = &self.socket else { return Received::Nothing };
+    /// Reads once and follows the answers; those that are complete are put into `answers`.
+    pub fn receive(&mut self, scratch: &mut [u8], answers: &mut Vec<Answer>) -> Received {
+        let Some(socket) = &self.socket else { return Received::Part };
         let bytes = match recv(socket, &mut *scratch, RecvFlags::empty()) {
-            Ok((0, _)) => return self.ended(),
+            Ok((0, _)) => return self.ended(answers),
             Ok((bytes, _)) => bytes,
-            Err(Errno::AGAIN | Errno::INTR) => return Received::Nothing,
+            Err(Errno::AGAIN | Errno::INTR) => return Received::Part,
             Err(Errno::CONNREFUSED) => return Received::Fault(Fault::Connect),
             Err(_) if self.phase == Phase::Ending => return Received::End,
             Err(_) => return self.broken(),
@@ -130,20 +142,27 @@ impl Connection {
         if self.phase != Phase::Asking {
             return Received::Fault(Fault::Reset);
         }
-        match self.reader.feed(&mut input) {
-            Ok(Some(answer)) if input.is_empty() => Received::Answer(answer),
-            Ok(None) => Received::Nothing,
-            // Bytes after the answer that nobody asked for are as bad as bytes that are no answer.
-            Ok(Some(_)) | Err(_) => Received::Fault(Fault::Reset),
+        while self.awaited > 0 {
+            match self.reader.feed(&mut input) {
+                Ok(Some(answer)) => answers.push(answer),
+                Ok(None) => return Received::Part,
+                Err(_) => return Received::Fault(Fault::Reset),
+            }
+            self.awaited -= 1;
         }
+        // Bytes after the last answer that nobody asked for are as bad as bytes that are no answer.
+        if input.is_empty() { Received::All } else { Received::Fault(Fault::Reset) }
     }
 
-    fn ended(&mut self) -> Received {
+    fn ended(&mut self, answers: &mut Vec<Answer>) -> Received {
         match self.phase {
             Phase::Closed | Phase::Idle | Phase::Ending => Received::End,
             Phase::Asking => match self.reader.end() {
-                Some(answer) => Received::Answer(answer),
-                None => self.broken(),
+                Some(answer) if self.awaited == 1 => {
+                    answers.push(answer);
+                    Received::All
+                }
+                Some(_) | None => self.broken(),
             },
         }
     }
@@ -154,6 +173,10 @@ impl Connection {
 
     fn is_unconnected(&self) -> bool {
         self.socket.as_ref().is_none_or(|socket| rustix::net::getpeername(socket).is_err())
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.socket.is_some()
     }
 
     /// Gives the socket up.

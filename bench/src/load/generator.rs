@@ -1,8 +1,8 @@
 //! The generator: many connections in one thread around one epoll, costing as little as it can.
 //!
 //! It shares a core, and this very thread, with the origin while the system under test has one to itself, so
-//! each request costs it one `send`, one `recv` and a share of an `epoll_wait`, and no allocation. It never
-//! sleeps: on a virtual machine waking an idle core costs as much as a request, and it would cost the system
+//! each request costs it one `send`, one `recv` and a share of an `epoll_wait`, and no allocation. It counts how
+//! long the two have nothing to do: where that is nothing, they are what is measured. It never sleeps: on a virtual machine waking an idle core costs as much as a request, and it would cost the system
 //! under test part of that.
 
 use std::collections::VecDeque;
@@ -13,16 +13,19 @@ use hdrhistogram::Histogram;
 
 use super::connection::{Connection, Phase, Received};
 use super::response::Answer;
-use super::{Fault, Faults, Load, Outcome, Pace, Reuse};
+use super::{Active, Fault, Faults, Load, Outcome, Pace, Reuse};
 use crate::poll::{Events, Poll};
 
 const SCRATCH_BYTES: usize = 256 * 1024;
 /// How often timeouts are looked for and failed connections made again.
 const TICK: Duration = Duration::from_millis(50);
+/// Connections that are being opened at once, and how long opening all of them may take.
+const OPENING: usize = 64;
+const OPEN_LIMIT: Duration = Duration::from_secs(30);
 /// Latencies from a microsecond to ten minutes, to three digits.
 const LATENCY_RANGE_NS: (u64, u64) = (1_000, 600_000_000_000);
 
-/// Puts the load on its target and waits for the outcome. `sample` is called at both ends of the measured
+/// Opens the connections, puts the load on its target and waits for the outcome. `sample` is called at both ends of the measured
 /// stretch, so that the system's own accounts can be read for exactly that time; `beside` over and over, to do
 /// what shares this thread (the origin's turn) and say whether there was anything to do.
 ///
@@ -36,24 +39,34 @@ pub fn run<S>(
 ) -> io::Result<(Outcome, [S; 2])> {
     let start = Instant::now();
     let mut generator = Generator::new(load, start)?;
-    generator.drive(start + load.warm_up, &mut beside, |_| false)?;
+    generator.drive(start + OPEN_LIMIT, &mut beside, |generator| generator.opened == load.connections)?;
+    generator.begin();
+    generator.drive(Instant::now() + load.warm_up, &mut beside, |_| false)?;
     let before = sample();
     let from = generator.measure();
     generator.drive(from + load.duration, &mut beside, |_| false)?;
     let elapsed = from.elapsed();
-    let answers = generator.answers;
+    let (answers, spare) = (generator.answers, generator.spare);
+    let open = generator.connections.iter().filter(|connection| connection.is_open()).count();
     let after = sample();
     generator.settle(&mut beside)?;
     let Generator { latency_ns, faults, .. } = generator;
-    Ok((Outcome { answers, elapsed, latency_ns, faults }, [before, after]))
+    Ok((Outcome { open, spare, answers, elapsed, latency_ns, faults }, [before, after]))
 }
 
 struct Generator<'a> {
     load: &'a Load,
+    /// What a connection sends at once.
+    requests: Vec<u8>,
     poll: Poll,
     scratch: Vec<u8>,
+    arrived: Vec<Answer>,
     connections: Vec<Connection>,
-    /// Connections with nothing to do (open loop only), the longest idle first.
+    /// Until all connections are open: how many were begun, and how many have their first answer or failed.
+    is_opening: bool,
+    begun: usize,
+    opened: usize,
+    /// Connections with nothing to do, the longest idle first.
     idle: VecDeque<usize>,
     /// Connections that failed and are tried again at the next tick.
     failed: Vec<usize>,
@@ -61,6 +74,7 @@ struct Generator<'a> {
     schedule: Option<Schedule>,
     measured: Option<(Instant, Instant)>,
     answers: u64,
+    spare: Duration,
     latency_ns: Histogram<u64>,
     faults: Faults,
 }
@@ -88,25 +102,42 @@ impl Schedule {
 impl<'a> Generator<'a> {
     fn new(load: &'a Load, start: Instant) -> io::Result<Generator<'a>> {
         let (lowest, highest) = LATENCY_RANGE_NS;
-        let mut generator = Generator {
+        Ok(Generator {
             load,
+            requests: load.request.repeat(load.depth),
             poll: Poll::new()?,
             scratch: vec![0; SCRATCH_BYTES],
+            arrived: Vec::with_capacity(load.depth),
             connections: (0..load.connections).map(|token| Connection::new(token, start)).collect(),
+            is_opening: true,
+            begun: 0,
+            opened: 0,
             idle: VecDeque::with_capacity(load.connections),
             failed: Vec::with_capacity(load.connections),
             tick: start + TICK,
-            schedule: match load.pace {
-                Pace::Saturating => None,
-                Pace::Rate(rate) => Some(Schedule::new(start, rate)),
-            },
+            schedule: None,
             measured: None,
             answers: 0,
+            spare: Duration::ZERO,
             latency_ns: Histogram::new_with_bounds(lowest, highest, 3).expect("the bounds are constants"),
             faults: Faults::default(),
-        };
-        (0..load.connections).for_each(|token| generator.next(token, start));
-        Ok(generator)
+        })
+    }
+
+    /// Begins the load itself, now that the connections are there.
+    fn begin(&mut self) {
+        let now = Instant::now();
+        self.is_opening = false;
+        match (self.load.pace, self.load.active) {
+            (Pace::Rate(rate), _) => self.schedule = Some(Schedule::new(now, rate)),
+            (Pace::Saturating, Active::All) => self.ask_on(self.load.connections, now),
+            (Pace::Saturating, Active::Same(count) | Active::InTurn(count)) => self.ask_on(count, now),
+        }
+    }
+
+    fn ask_on(&mut self, count: usize, now: Instant) {
+        let tokens: Vec<usize> = self.idle.drain(..count.min(self.idle.len())).collect();
+        tokens.into_iter().for_each(|token| self.ask(token, now));
     }
 
     /// Begins the measured stretch now.
@@ -114,6 +145,7 @@ impl<'a> Generator<'a> {
         let now = Instant::now();
         self.measured = Some((now, now + self.load.duration));
         self.answers = 0;
+        self.spare = Duration::ZERO;
         self.faults = Faults::default();
         self.latency_ns.reset();
         now
@@ -127,15 +159,19 @@ impl<'a> Generator<'a> {
         done: impl Fn(&Self) -> bool,
     ) -> io::Result<()> {
         let mut events = Events::with_capacity(self.connections.len().clamp(1, 1024));
+        let mut idle_since = None;
         loop {
             let now = Instant::now();
+            if let Some(since) = idle_since.take() {
+                self.spare += now - since;
+            }
             if now >= end || done(self) {
                 return Ok(());
             }
             if now >= self.tick {
                 self.tick(now);
             }
-            self.dispatch(now);
+            let dispatched = self.dispatch(now);
             self.poll.wait(&mut events, Duration::ZERO)?;
             for ready in events.iter() {
                 if ready.writable {
@@ -145,24 +181,34 @@ impl<'a> Generator<'a> {
                     self.readable(ready.token);
                 }
             }
-            if !beside() && events.is_empty() {
+            if !beside() && !dispatched && events.is_empty() {
+                idle_since = Some(now);
                 // Where there is only one core, the system under test has to come to it too.
                 std::thread::yield_now();
             }
         }
     }
 
-    /// Open loop: sends what is due as long as a connection is free.
-    fn dispatch(&mut self, now: Instant) {
+    /// Sends what is to be sent now, and says whether that was anything. While connections are opened: a first
+    /// request on the next ones. Open loop: what is due, as long as a connection is free.
+    fn dispatch(&mut self, now: Instant) -> bool {
+        let mut any = false;
+        while self.is_opening && self.begun < self.connections.len() && self.begun - self.opened < OPENING {
+            self.begun += 1;
+            self.ask(self.begun - 1, now);
+            any = true;
+        }
         while let Some(schedule) = &mut self.schedule {
             let due = schedule.next;
             if due > now || self.measured.is_some_and(|(_, until)| due >= until) {
-                return;
+                return any;
             }
-            let Some(token) = self.idle.pop_front() else { return };
+            let Some(token) = self.idle.pop_front() else { return any };
             schedule.advance();
             self.ask(token, due);
+            any = true;
         }
+        any
     }
 
     /// Waits for the open loop's requests that are still out; what does not come in time is a timeout.
@@ -188,63 +234,78 @@ impl<'a> Generator<'a> {
         let connection = &mut self.connections[token];
         connection.due = due;
         connection.asked = if self.schedule.is_some() { Instant::now() } else { due };
-        if let Err(fault) = connection.ask(&self.load.request, self.load.target, &self.poll) {
+        if let Err(fault) = connection.ask(&self.requests, self.load.depth, self.load.target, &self.poll) {
             self.give_up(token, fault);
         }
     }
 
     /// The connection is free: the closed loop asks again at once, the open loop when the next request is due.
     fn next(&mut self, token: usize, now: Instant) {
-        match self.schedule {
-            None => self.ask(token, now),
-            Some(_) => self.idle.push_back(token),
+        if self.is_opening {
+            self.opened += 1;
+            self.idle.push_back(token);
+            return;
+        }
+        match (self.load.pace, self.load.active) {
+            (Pace::Rate(_), _) => self.idle.push_back(token),
+            (Pace::Saturating, Active::All | Active::Same(_)) => self.ask(token, now),
+            (Pace::Saturating, Active::InTurn(_)) => {
+                self.idle.push_back(token);
+                self.ask_on(1, now);
+            }
         }
     }
 
     fn writable(&mut self, token: usize) {
         let connection = &mut self.connections[token];
-        if let Err(fault) = connection.flush(&self.load.request, &self.poll) {
+        if let Err(fault) = connection.flush(&self.requests, &self.poll) {
             self.give_up(token, fault);
         }
     }
 
     fn readable(&mut self, token: usize) {
+        let mut arrived = std::mem::take(&mut self.arrived);
+        let received = self.connections[token].receive(&mut self.scratch, &mut arrived);
+        let close = arrived.last().is_some_and(|answer| answer.close);
+        let now = Instant::now();
+        for answer in arrived.drain(..) {
+            self.answered(token, answer, now);
+        }
+        self.arrived = arrived;
         let connection = &mut self.connections[token];
-        match connection.receive(&mut self.scratch) {
-            Received::Nothing => {}
-            Received::Answer(answer) => self.answered(token, answer),
+        match received {
+            Received::Part => {}
+            Received::All => {
+                match (self.load.reuse, close) {
+                    (Reuse::Keepalive, false) => connection.phase = Phase::Idle,
+                    (Reuse::Keepalive, true) => connection.close(),
+                    (Reuse::Fresh, _) => connection.phase = Phase::Ending,
+                }
+                if connection.phase != Phase::Ending {
+                    self.next(token, now);
+                }
+            }
             Received::Fault(fault) => self.give_up(token, fault),
             Received::End => {
                 let was_ending = connection.phase == Phase::Ending;
                 connection.close();
                 if was_ending {
-                    self.next(token, Instant::now());
+                    self.next(token, now);
                 }
             }
         }
     }
 
-    fn answered(&mut self, token: usize, answer: Answer) {
-        let now = Instant::now();
-        let Load { expect, reuse, .. } = self.load;
-        let connection = &mut self.connections[token];
-        let due = connection.due;
-        match (reuse, answer.close) {
-            (Reuse::Keepalive, false) => connection.phase = Phase::Idle,
-            (Reuse::Keepalive, true) => connection.close(),
-            (Reuse::Fresh, _) => connection.phase = Phase::Ending,
-        }
-        let asks_next = connection.phase != Phase::Ending;
-        self.answers += 1;
+    fn answered(&mut self, token: usize, answer: Answer, now: Instant) {
+        let (due, expect) = (self.connections[token].due, self.load.expect);
+        // The last turn of the loop may end after the stretch: what it brings belongs to nobody.
+        self.answers += u64::from(self.measured.is_some_and(|(_, until)| now < until));
         if answer.status != expect.status {
             self.fault(Fault::Status, due);
-        } else if answer.body_bytes != expect.body_bytes {
+        } else if expect.body_bytes.is_some_and(|bytes| bytes != answer.body_bytes) {
             self.fault(Fault::Short, due);
         } else if self.counts(due, now) {
             self.latency_ns.saturating_record((now - due).as_nanos() as u64);
-        }
-        if asks_next {
-            self.next(token, now);
         }
     }
 
@@ -253,9 +314,14 @@ impl<'a> Generator<'a> {
         let (phase, due) = (connection.phase, connection.due);
         connection.close();
         // An idle connection that breaks has failed nobody, and its place in the idle queue is still good.
-        if phase != Phase::Idle {
-            self.fault(fault, due);
-            self.failed.push(token);
+        if phase == Phase::Idle {
+            return;
+        }
+        self.fault(fault, due);
+        match self.is_opening {
+            // It is opened when its turn to ask comes.
+            true => self.next(token, due),
+            false => self.failed.push(token),
         }
     }
 

@@ -21,7 +21,11 @@ pub struct Load {
     /// A whole request, head and body, as it goes over the wire.
     pub request: Vec<u8>,
     pub expect: Expect,
+    /// All of them are opened, and have one answer each, before anything is measured.
     pub connections: usize,
+    pub active: Active,
+    /// Requests that a connection sends at once, without waiting for answers in between.
+    pub depth: usize,
     pub pace: Pace,
     pub reuse: Reuse,
     pub warm_up: Duration,
@@ -34,7 +38,18 @@ pub struct Load {
 #[derive(Clone, Copy)]
 pub struct Expect {
     pub status: u16,
-    pub body_bytes: u64,
+    /// `None` where each server has its own words.
+    pub body_bytes: Option<u64>,
+}
+
+/// Which of the connections a closed loop asks on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Active {
+    All,
+    /// So many at any time, always the same ones; the others stay open.
+    Same(usize),
+    /// So many at any time, each connection in its turn.
+    InTurn(usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -103,6 +118,10 @@ impl Faults {
 
 /// What came of a [`Load`] between the end of its warm-up and its own end.
 pub struct Outcome {
+    /// Connections that were open at the end of the stretch.
+    pub open: usize,
+    /// How long generator and origin had nothing to do.
+    pub spare: Duration,
     /// Answers that arrived within the stretch, faulty ones included: what the system worked for.
     pub answers: u64,
     /// How long the stretch was in truth.

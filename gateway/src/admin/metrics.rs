@@ -1,12 +1,13 @@
 //! `/metrics`: the cells of all workers, summed, in Prometheus' text format.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
 
-use super::State;
-use crate::metrics::{Endpoint, LATENCY_BOUNDS_US, Registry, Route, RouteTotal, Worker};
+use super::{State, limits, overload, store, upstreams};
+use crate::metrics::{LATENCY_BOUNDS_US, Registry, Route, RouteTotal, Worker};
 
 /// The label of requests that belong to no route.
 const UNROUTED: &str = "none";
@@ -15,9 +16,13 @@ const UNROUTED: &str = "none";
 pub fn render(state: &State) -> Vec<u8> {
     let mut families = Vec::new();
     routes(&state.registry, &mut families);
-    endpoints(&state.registry, &mut families);
+    upstreams::render(state, &mut families);
+    limits::render(state, &mut families);
+    store::render(state, &mut families);
+    overload::render(state, &mut families);
     workers(&state.registry.workers, &mut families);
     control(state, &mut families);
+    families.extend(super::cache::families(state));
     families.extend((state.kernel)());
     let mut text = Vec::new();
     TextEncoder::new()
@@ -50,7 +55,12 @@ fn routes(registry: &Registry, families: &mut Vec<MetricFamily>) {
             answers.push(counter(&labels, count));
         }
         if !total.answers.is_empty() {
-            latencies.push(histogram(&[("route", &route)], &total));
+            latencies.push(histogram(
+                &[("route", &route)],
+                &LATENCY_BOUNDS_US,
+                &total.latency,
+                total.latency_sum_us,
+            ));
         }
     }
     families.push(family(
@@ -67,48 +77,48 @@ fn routes(registry: &Registry, families: &mut Vec<MetricFamily>) {
     ));
 }
 
-fn endpoints(registry: &Registry, families: &mut Vec<MetricFamily>) {
-    type Read = fn(&Endpoint) -> u64;
-    let endpoints = registry.endpoints.snapshot();
-    let rows: [(&str, &str, MetricType, Read); 5] = [
-        ("connects_total", "Connections opened.", MetricType::COUNTER, |cells| cells.connects.get()),
-        ("connect_failures_total", "Connections that no address took.", MetricType::COUNTER, |cells| {
-            cells.connect_failures.get()
-        }),
-        ("reuses_total", "Requests sent over a kept connection.", MetricType::COUNTER, |cells| {
-            cells.reuses.get()
-        }),
-        (
-            "retries_total",
-            "Requests sent again after a kept connection was closed.",
-            MetricType::COUNTER,
-            |cells| cells.retries.get(),
-        ),
-        ("idle_connections", "Connections kept for later requests.", MetricType::GAUGE, |cells| {
-            cells.idle.get()
-        }),
-    ];
-    for (name, help, kind, read) in rows {
-        let values = endpoints.iter().map(|(upstream, cells)| {
-            let sum = cells.iter().map(read).fold(0, u64::wrapping_add);
-            number(kind, &[("upstream", upstream)], sum as f64)
-        });
-        families.push(family(&format!("gateway_upstream_{name}"), help, kind, values.collect()));
-    }
-}
-
 fn workers(workers: &[Worker], families: &mut Vec<MetricFamily>) {
     type Read = fn(&Worker) -> u64;
-    let rows: [(&str, &str, MetricType, Read); 4] = [
+    let rows: [(&str, &str, MetricType, Read); 6] = [
         ("connections_accepted_total", "Connections accepted.", MetricType::COUNTER, |cells| {
             cells.accepted.get()
         }),
         ("accept_errors_total", "Failed accepts.", MetricType::COUNTER, |cells| cells.accept_errors.get()),
+        (
+            "proxy_headers_refused_total",
+            "Connections closed for a PROXY header that is missing, malformed or not to be believed.",
+            MetricType::COUNTER,
+            |cells| cells.proxy_headers_refused.get(),
+        ),
         ("connections_open", "Client connections open now.", MetricType::GAUGE, |cells| cells.open.get()),
         ("connections_parked", "Idle client connections that hold no buffers.", MetricType::GAUGE, |cells| {
             cells.parked.get()
         }),
+        ("tasks", "Tasks of the worker, as of the last second.", MetricType::GAUGE, |cells| {
+            cells.tasks.get()
+        }),
     ];
+    let mut refused = Vec::new();
+    let mut ended = Vec::new();
+    for (index, cells) in workers.iter().enumerate() {
+        let worker = index.to_string();
+        let causes = [("total", cells.refused_in_all.get()), ("source", cells.refused_of_source.get())];
+        refused.extend(causes.map(|(cause, count)| counter(&[("worker", &worker), ("cause", cause)], count)));
+        let causes = cells.ended.named();
+        ended.extend(causes.map(|(cause, count)| counter(&[("worker", &worker), ("cause", cause)], count)));
+    }
+    families.push(family(
+        "gateway_connections_refused_total",
+        "Connections closed at once: too many in total, or of their source.",
+        MetricType::COUNTER,
+        refused,
+    ));
+    families.push(family(
+        "gateway_connections_ended_total",
+        "Connections ended by a bound that their clients met.",
+        MetricType::COUNTER,
+        ended,
+    ));
     for (name, help, kind, read) in rows {
         let values = workers
             .iter()
@@ -131,9 +141,11 @@ fn control(state: &State, families: &mut Vec<MetricFamily>) {
         ],
     ));
     let up_to_date = if state.reload_error().is_none() { 1.0 } else { 0.0 };
+    let draining = if state.draining.load(Ordering::Relaxed) { 1.0 } else { 0.0 };
     for (name, help, value) in [
         ("gateway_config_last_reload_successful", "Whether the last attempt succeeded.", up_to_date),
         ("gateway_config_generation", "Configurations put in force since the start.", generation as f64),
+        ("gateway_draining", "Whether it serves what is under way and then ends.", draining),
         ("gateway_uptime_seconds", "Time since the start.", state.started.elapsed().as_secs_f64()),
     ] {
         families.push(family(name, help, MetricType::GAUGE, vec![number(MetricType::GAUGE, &[], value)]));
@@ -154,7 +166,7 @@ pub fn counter(labels: &[(&str, &str)], value: u64) -> Metric {
     number(MetricType::COUNTER, labels, value as f64)
 }
 
-fn number(kind: MetricType, labels: &[(&str, &str)], value: f64) -> Metric {
+pub fn number(kind: MetricType, labels: &[(&str, &str)], value: f64) -> Metric {
     let mut metric = Metric::from_label(pairs(labels));
     if kind == MetricType::COUNTER {
         let mut counter = Counter::default();
@@ -168,10 +180,11 @@ fn number(kind: MetricType, labels: &[(&str, &str)], value: f64) -> Metric {
     metric
 }
 
-fn histogram(labels: &[(&str, &str)], total: &RouteTotal) -> Metric {
+/// `counts` of each of `bounds_us`, and of what was above the last; `sum_us` of them all.
+pub fn histogram(labels: &[(&str, &str)], bounds_us: &[u64], counts: &[u64], sum_us: u64) -> Metric {
     let mut cumulative = 0;
     let mut buckets = Vec::new();
-    for (&bound, &count) in LATENCY_BOUNDS_US.iter().zip(&total.latency) {
+    for (&bound, &count) in bounds_us.iter().zip(counts) {
         cumulative += count;
         let mut bucket = Bucket::default();
         bucket.set_upper_bound(Duration::from_micros(bound).as_secs_f64());
@@ -179,8 +192,8 @@ fn histogram(labels: &[(&str, &str)], total: &RouteTotal) -> Metric {
         buckets.push(bucket);
     }
     let mut histogram = Histogram::default();
-    histogram.set_sample_count(total.latency.iter().sum());
-    histogram.set_sample_sum(Duration::from_micros(total.latency_sum_us).as_secs_f64());
+    histogram.set_sample_count(counts.iter().sum());
+    histogram.set_sample_sum(Duration::from_micros(sum_us).as_secs_f64());
     histogram.set_bucket(buckets);
     let mut metric = Metric::from_label(pairs(labels));
     metric.set_histogram(histogram);

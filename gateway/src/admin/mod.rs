@@ -1,8 +1,15 @@
-//! The metrics port: what the gateway says of itself. Read only; no client address is shown.
+//! The metrics port: what the gateway says of itself. No client address is shown; the one thing that can
+//! be changed here is what the cache holds, from the gateway's own host.
 
+mod cache;
+mod limits;
 pub mod metrics;
+mod overload;
+mod store;
+mod upstreams;
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,7 +17,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Collected, Full, Limited};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -64,15 +72,17 @@ impl State {
 /// Serves the port until the process ends.
 pub async fn serve(state: Arc<State>, listener: TcpListener) {
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, peer)) = listener.accept().await else {
             tokio::time::sleep(BACK_OFF).await;
             continue;
         };
         let state = state.clone();
         tokio::spawn(async move {
-            let service = service_fn(|request| {
-                let response = respond(&state, &request);
-                async { Ok::<_, Infallible>(response) }
+            let service = service_fn(|request: Request<Incoming>| async {
+                Ok::<_, Infallible>(match (request.method(), request.uri().path()) {
+                    (&Method::POST, "/purge") => purge(&state, peer.ip(), request).await,
+                    (_, _) => respond(&state, &request),
+                })
             });
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -83,9 +93,18 @@ pub async fn serve(state: Arc<State>, listener: TcpListener) {
     }
 }
 
+async fn purge(state: &State, peer: IpAddr, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    const MAX_BYTES: usize = 16 * 1024;
+    let (parts, body) = request.into_parts();
+    let body = Limited::new(body, MAX_BYTES).collect().await.map(Collected::to_bytes).unwrap_or_default();
+    let (status, text) = cache::purge(state, peer, &parts.headers, &body);
+    reply(status, if status.is_success() { "application/json" } else { "text/plain" }, text)
+}
+
 fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        let mut response = reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET and HEAD only\n");
+        let mut response =
+            reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET and HEAD only; POST /purge\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
@@ -139,32 +158,14 @@ fn stats(state: &State) -> serde_json::Value {
             (label, json!({"requests": requests, "mean_ms": mean_ms, "answers": answers}))
         })
         .collect();
-    let upstreams: serde_json::Map<_, _> = state
-        .registry
-        .endpoints
-        .snapshot()
-        .into_iter()
-        .map(|(label, cells)| {
-            let sum = |read: fn(&crate::metrics::Endpoint) -> u64| {
-                cells.iter().map(read).fold(0, u64::wrapping_add)
-            };
-            let row = json!({
-                "connects": sum(|cells| cells.connects.get()),
-                "connect_failures": sum(|cells| cells.connect_failures.get()),
-                "reuses": sum(|cells| cells.reuses.get()),
-                "retries": sum(|cells| cells.retries.get()),
-                "idle": sum(|cells| cells.idle.get()),
-            });
-            (label, row)
-        })
-        .collect();
     let open: u64 = state.registry.workers.iter().map(|cells| cells.open.get()).sum();
     json!({
         "uptime_seconds": state.started.elapsed().as_secs(),
         "workers": state.registry.workers.len(),
         "connections_open": open,
         "routes": routes,
-        "upstreams": upstreams,
+        "upstreams": upstreams::stats(state),
+        "limit_store": store::stats(state),
     })
 }
 

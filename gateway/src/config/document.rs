@@ -90,8 +90,17 @@ impl<'a> Document<'a> {
     fn faults(&self) -> Vec<Fault> {
         let mut faults = self.faults.borrow().clone();
         faults.sort_by_key(|&(offset, ..)| offset);
+        // Each is counted on from the one before it, so that many faults cost one pass over the text.
+        let (mut counted, mut line, mut column) = (0, 1, 1);
         let positioned = faults.into_iter().map(|(offset, key, message)| {
-            let (line, column) = self.position(offset);
+            let between = &self.text[counted..offset];
+            if let Some(newline) = between.rfind('\n') {
+                line += between.matches('\n').count();
+                column = between[newline..].chars().count();
+            } else {
+                column += between.chars().count();
+            }
+            counted = offset;
             Fault { line, column, key, message }
         });
         positioned.collect()
@@ -167,6 +176,22 @@ impl<'a> Node<'a> {
             Ok(seconds) => value::seconds(seconds).or_else(|| self.mistyped("a time from 1ms to 24h")),
             Err(_) => self.string(EXPECTED, value::duration),
         }
+    }
+
+    /// The same, where something else would do as well.
+    pub(super) fn boolean_or(&self, other: &str) -> Option<bool> {
+        let expected = format!("true, false or {other}");
+        serde_json::from_str(self.raw).ok().or_else(|| self.mistyped(&expected))
+    }
+
+    /// Whether this is an object, for a key that takes one in place of a plain value.
+    pub(super) fn is_object(&self) -> bool {
+        self.raw.starts_with('{')
+    }
+
+    /// Whether this is a list, for a key that takes one value or several.
+    pub(super) fn is_list(&self) -> bool {
+        self.raw.starts_with('[')
     }
 
     /// The elements of a list.

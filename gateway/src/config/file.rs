@@ -14,17 +14,16 @@ use ipnet::IpNet;
 
 use super::document::{self, Node, Object};
 use super::{
-    CircuitBreaker, Config, Error, HeadLimits, Kernel, KernelMode, ListenAddr, RateLimit, Route, Timeouts,
-    value,
+    Config, Control, Error, Escalation, HeadLimits, Kernel, KernelMode, ListenAddr, Priority, RateLimit,
+    Route, Timeouts, caching, kernel, limits, overload, upstreams, value,
 };
 
 const MAX_WORKERS: u64 = 1024;
 /// Below the smallest, ordinary browsers are refused; the largest bounds what a connection may cost.
 const HEAD_BYTES: std::ops::RangeInclusive<u64> = 8 * 1024..=1024 * 1024;
 const MAX_HEADERS: u64 = 1000;
-const MAX_SHARDS: u64 = 65_536;
-const MAX_CONNECTIONS: u64 = 1_000_000;
-const ANY_COUNT: std::ops::RangeInclusive<u64> = 1..=u32::MAX as u64;
+pub(super) const MAX_CONNECTIONS: u64 = 1_000_000;
+pub(super) const ANY_COUNT: std::ops::RangeInclusive<u64> = 1..=u32::MAX as u64;
 
 /// Reads and validates `path`.
 pub fn load(path: &Path) -> Result<Config, Error> {
@@ -46,23 +45,53 @@ fn config(keys: &mut Object<'_>) -> Option<Config> {
         keys.fault(key, format!("proxy ({listen}) and metrics ({metrics}) share a port: give each its own"));
     }
     let workers = keys.optional("workers", |node| node.integer(1..=MAX_WORKERS));
+    let trusted_proxies = keys.or("trusted_proxies", Vec::new(), networks);
+    let proxy_protocol = keys.or("proxy_protocol", false, Node::boolean);
+    if proxy_protocol && trusted_proxies.is_empty() {
+        keys.fault(
+            "proxy_protocol",
+            "nobody may send it: add your load balancer's network to `trusted_proxies`",
+        );
+    }
+    // Before the routes, which build on it.
+    let rate_limit = keys.optional("rate_limit", |node| node.object(limits::section));
     let example = r#"[ { "path": "/", "backend": "http://127.0.0.1:3001" } ]"#;
-    let routes = keys.required("routes", example, routes);
-    Some(Config {
+    let cache = keys.section("cache", caching::cache);
+    let share = cache.max_bytes / cache.shards;
+    let routes = keys.required("routes", example, |node| routes(node, rate_limit.as_ref(), share));
+    let client_ipv6_prefix = keys.or("client_ipv6_prefix", 64, |node| node.integer(1..=128));
+    let (mut kernel, has_budget) = keys.section("kernel", kernel_section);
+    kernel.trusted.clone_from(&trusted_proxies);
+    kernel.client_ipv6_prefix = client_ipv6_prefix;
+    let mut config = Config {
         listen,
         metrics,
         workers: workers.and_then(NonZeroUsize::new),
-        trusted_proxies: keys.or("trusted_proxies", Vec::new(), networks),
+        user: keys.optional("user", |node| node.string("a name such as \"www-data\"", value::account)),
+        trusted_proxies,
+        proxy_protocol,
+        client_ipv6_prefix,
         timeouts: keys.section("timeouts", timeouts),
         head: keys.section("head", head),
-        rate_limit: keys.optional("rate_limit", |node| node.object(rate_limit)),
-        circuit_breaker: keys.optional("circuit_breaker", |node| node.object(circuit_breaker)),
-        kernel: keys.section("kernel", kernel),
+        connections: keys.section("connections", overload::connections),
+        overload: keys.section("overload", overload::section),
+        rate_limit,
+        circuit_breaker: keys.optional("circuit_breaker", |node| node.object(upstreams::circuit_breaker)),
+        upstreams: keys.section("upstream", upstreams::upstreams),
+        cache,
+        kernel,
+        control: keys.optional("control", |node| node.object(control).flatten()),
         routes: routes?,
-    })
+    };
+    if !has_budget && let Some((per_second, burst)) = kernel::budget(&config) {
+        config.kernel.connections_per_second = per_second;
+        config.kernel.connection_burst = burst;
+    }
+    Some(config)
 }
 
-fn routes(node: &Node<'_>) -> Option<Vec<Route>> {
+/// `share`: bytes that a shard of the cache holds.
+fn routes(node: &Node<'_>, rate_limit: Option<&RateLimit>, share: usize) -> Option<Vec<Route>> {
     let elements = node.list("a list of routes")?;
     if elements.is_empty() {
         return node.fault("is empty: a gateway without routes answers 404 to everything, add one");
@@ -70,7 +99,7 @@ fn routes(node: &Node<'_>) -> Option<Vec<Route>> {
     // Where the path of each host and prefix stands.
     let mut seen = HashMap::new();
     let mut distinct_route = |keys: &mut Object<'_>| {
-        let route = route(keys)?;
+        let route = route(keys, rate_limit, share)?;
         match seen.entry((route.host.clone(), route.path.clone())) {
             Entry::Vacant(vacant) => {
                 vacant.insert(keys.offset("path"));
@@ -90,14 +119,12 @@ fn routes(node: &Node<'_>) -> Option<Vec<Route>> {
     Some(elements.iter().filter_map(|node| node.object(&mut distinct_route).flatten()).collect())
 }
 
-fn route(keys: &mut Object<'_>) -> Option<Route> {
+fn route(keys: &mut Object<'_>, rate_limit: Option<&RateLimit>, share: usize) -> Option<Route> {
     let path =
         keys.required("path", "\"/\"", |node| node.string("a path such as \"/api\"", value::route_path));
     let host =
         keys.optional("host", |node| node.string("a name such as \"api.example.com\"", value::route_host));
-    let url = "a URL such as \"http://127.0.0.1:3001\"";
-    let backend =
-        keys.required("backend", "\"http://127.0.0.1:3001\"", |node| node.string(url, value::backend));
+    let cluster = keys.required("backend", "\"http://127.0.0.1:3001\"", upstreams::backend);
     let methods = keys.optional("methods", |node| {
         let names = node.list("a list such as [\"GET\"]")?;
         if names.is_empty() {
@@ -109,19 +136,46 @@ fn route(keys: &mut Object<'_>) -> Option<Route> {
     let preserve_host = keys.or("preserve_host", true, Node::boolean);
     let rate_limit_per_minute = keys.optional("rate_limit_per_minute", |node| node.integer(ANY_COUNT));
     let burst_size = keys.optional("burst_size", |node| node.integer(ANY_COUNT));
+    let rate_limits = keys.or("rate_limits", Vec::new(), |node| {
+        limits::rules(node, rate_limit, rate_limit.and_then(|section| section.store.as_ref()))
+    });
+    let default_rate = rate_limit.and_then(|section| section.default_rate_per_minute);
+    // A route that lists rules of its own has no need of the default.
+    let has_rate = keys.has("rate_limit_per_minute") || default_rate.is_some() && rate_limits.is_empty();
+    if burst_size.is_some() && !has_rate {
+        keys.fault(
+            "burst_size",
+            "belongs to a rate, and the route has none: add rate_limit_per_minute to it",
+        );
+    }
+    let priority = keys.or("priority", Priority::Normal, overload::priority);
+    let max_concurrent = keys.optional("max_concurrent", |node| node.integer(ANY_COUNT));
+    let max_concurrent_per_client =
+        keys.optional("max_concurrent_per_client", |node| node.integer(ANY_COUNT));
     let enable_cache = keys.or("enable_cache", false, Node::boolean);
-    let health_check = keys.or("health_check", false, Node::boolean);
+    let coalesce = keys.optional("coalesce", Node::boolean);
+    let cache = keys.section("cache", |keys| caching::route(keys, share));
+    let health_check = keys.or("health_check", None, upstreams::health_check);
+    let several = cluster.as_ref().is_some_and(|cluster| cluster.members.len() > 1);
+    let retry = keys.section("retry", |keys| upstreams::retry(keys, several));
     Some(Route {
         path: path?,
         host,
-        backend: backend?,
+        cluster: cluster?,
         methods,
         timeout,
         preserve_host,
         rate_limit_per_minute,
         burst_size,
+        rate_limits,
+        priority,
+        max_concurrent,
+        max_concurrent_per_client,
         enable_cache,
+        coalesce,
+        cache,
         health_check,
+        retry,
     })
 }
 
@@ -133,6 +187,7 @@ fn timeouts(keys: &mut Object<'_>) -> Timeouts {
         idle: keys.or("idle", seconds(75), Node::duration),
         upstream_idle: keys.or("upstream_idle", seconds(60), Node::duration),
         body_stall: keys.or("body_stall", seconds(60), Node::duration),
+        body_rate: keys.or("body_rate", seconds(20), Node::duration),
         drain: keys.or("drain", seconds(30), Node::duration),
     }
 }
@@ -144,34 +199,10 @@ fn head(keys: &mut Object<'_>) -> HeadLimits {
     }
 }
 
-fn rate_limit(keys: &mut Object<'_>) -> RateLimit {
-    RateLimit {
-        enabled: keys.or("enabled", true, Node::boolean),
-        burst_size: keys.optional("burst_size", |node| node.integer(ANY_COUNT)),
-        default_rate_per_minute: keys.optional("default_rate_per_minute", |node| node.integer(ANY_COUNT)),
-        num_shards: keys.or("num_shards", 16, |node| {
-            let shards: usize = node.integer(1..=MAX_SHARDS)?;
-            if shards.is_power_of_two() {
-                return Some(shards);
-            }
-            let (above, below) = (shards.next_power_of_two(), shards.next_power_of_two() / 2);
-            node.fault(format!("must be a power of two, is {shards}: write {below} or {above}"))
-        }),
-    }
-}
-
-fn circuit_breaker(keys: &mut Object<'_>) -> CircuitBreaker {
-    CircuitBreaker {
-        enabled: keys.or("enabled", true, Node::boolean),
-        failure_threshold: keys.or("failure_threshold", 5, |node| node.integer(ANY_COUNT)),
-        success_threshold: keys.or("success_threshold", 3, |node| node.integer(ANY_COUNT)),
-        timeout: keys.or("timeout_seconds", Duration::from_secs(60), Node::duration),
-        health_decay: keys.or("health_decay", 0.95, Node::fraction),
-    }
-}
-
-fn kernel(keys: &mut Object<'_>) -> Kernel {
-    Kernel {
+/// And whether it says how many connections a source may open.
+fn kernel_section(keys: &mut Object<'_>) -> (Kernel, bool) {
+    let has_budget = keys.has("connections_per_second") || keys.has("burst");
+    let kernel = Kernel {
         interfaces: keys.or("interfaces", Vec::new(), |node| {
             let names = node.list("a list such as [\"eth0\"]")?;
             Some(distinct(&names, "a name such as \"eth0\"", value::interface))
@@ -185,8 +216,35 @@ fn kernel(keys: &mut Object<'_>) -> Kernel {
         ipv6_prefix: keys.or("ipv6_prefix", 64, |node| node.integer(1..=128)),
         allow: keys.or("allow", Vec::new(), networks),
         deny: keys.or("deny", Vec::new(), networks),
-        monitor: keys.or("monitor", false, Node::boolean),
-    }
+        allow_listed: Vec::new(),
+        deny_listed: Vec::new(),
+        monitored: keys.or("monitor", 0, kernel::monitored),
+        new_sources_per_second: keys
+            .or("new_sources_per_second", 2000, |node| node.integer(1..=MAX_CONNECTIONS)),
+        cookies: keys.or("cookies", true, Node::boolean),
+        strict_fragments: keys.or("strict_fragments", true, Node::boolean),
+        ceiling: kernel::ceiling(keys),
+        escalation: keys.or("escalation", Escalation::Slow, |node| {
+            node.string("one of \"off\", \"slow\", \"drop\"", kernel::escalation)
+        }),
+        shedding: keys.or("shedding", true, Node::boolean),
+        persist: keys.optional("persist", |node| {
+            node.string("a folder such as \"/sys/fs/bpf/gateway\"", value::file_path)
+        }),
+        trusted: Vec::new(),
+        client_ipv6_prefix: 64,
+    };
+    (kernel, has_budget)
+}
+
+fn control(keys: &mut Object<'_>) -> Option<Control> {
+    let path = "a path such as \"/run/gateway/control.sock\"";
+    let example = "\"/run/gateway/control.sock\"";
+    let socket = keys.required("socket", example, |node| node.string(path, value::socket_path));
+    let path = "a path such as \"/var/lib/gateway/state.json\"";
+    let example = "\"/var/lib/gateway/state.json\"";
+    let state_file = keys.required("state_file", example, |node| node.string(path, value::file_path));
+    Some(Control { socket: socket?, state_file: state_file? })
 }
 
 fn listen_addr(node: &Node<'_>) -> Option<ListenAddr> {
@@ -200,7 +258,7 @@ fn networks(node: &Node<'_>) -> Option<Vec<IpNet>> {
 }
 
 /// The strings of a list in which none may be repeated.
-fn distinct<T: PartialEq>(
+pub(super) fn distinct<T: PartialEq>(
     nodes: &[Node<'_>],
     expected: &str,
     parse: fn(&str) -> Result<T, String>,

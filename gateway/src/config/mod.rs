@@ -3,20 +3,32 @@
 //! `file` is the only place that knows the format; it turns a document into a [`Config`] or into an
 //! [`Error`] that names file, line and column. Nothing here touches a socket or resolves a name.
 
+mod caching;
 mod document;
 mod error;
 mod file;
+mod kernel;
+mod limits;
+mod overload;
+mod store;
+mod upstreams;
 mod value;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use http::Method;
+use http::{HeaderName, Method};
 use ipnet::IpNet;
 
+pub use caching::{Cache, Condition, KeyParts, Query, RouteCache};
 pub use error::{Error, Fault};
 pub use file::{load, parse};
+pub use kernel::{Ceiling, Escalation, Listed};
+pub use overload::{Connections, Overload, Priority};
+pub use store::{ClusterRule, OnFailure, Store, StoreServer};
+pub use value::network;
 
 /// Everything the gateway does, as the operator wrote it, with every default filled in.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,15 +37,27 @@ pub struct Config {
     pub metrics: ListenAddr,
     /// Worker threads; `None`: as many as CPU affinity and cgroup quota allow.
     pub workers: Option<NonZeroUsize>,
+    /// Whom the process becomes once its ports are bound; `None`: it stays who started it.
+    pub user: Option<Account>,
     /// Longest path first is not promised: the route table orders them.
     pub routes: Vec<Route>,
     pub timeouts: Timeouts,
     pub head: HeadLimits,
+    pub connections: Connections,
+    pub overload: Overload,
     /// Peers whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Connections begin with a PROXY header, which only `trusted_proxies` may send; not empty then.
+    pub proxy_protocol: bool,
+    /// Clients are told apart by this many leading bits of an IPv6 address; 1 to 128.
+    pub client_ipv6_prefix: u8,
     pub rate_limit: Option<RateLimit>,
     pub circuit_breaker: Option<CircuitBreaker>,
+    pub upstreams: Upstreams,
+    pub cache: Cache,
     pub kernel: Kernel,
+    /// `None`: it is controlled by its file and by signals alone.
+    pub control: Option<Control>,
 }
 
 /// Where a listener binds.
@@ -44,13 +68,21 @@ pub enum ListenAddr {
     Ip(SocketAddr),
 }
 
+/// A user of the host by name or number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    pub user: String,
+    /// `None`: the user's own.
+    pub group: Option<String>,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
     /// Normalised path prefix, matched on segment borders; `/` matches everything.
     pub path: String,
     /// Lower-case host name without port; `None`: any.
     pub host: Option<String>,
-    pub backend: Backend,
+    pub cluster: Cluster,
     /// `None`: every method.
     pub methods: Option<Vec<Method>>,
     /// From the request's head to the last byte of the response.
@@ -59,12 +91,23 @@ pub struct Route {
     pub preserve_host: bool,
     pub rate_limit_per_minute: Option<u32>,
     pub burst_size: Option<u32>,
+    /// No more than [`MAX_LIMIT_RULES`], with names of their own.
+    pub rate_limits: Vec<LimitRule>,
+    /// Which routes give way first.
+    pub priority: Priority,
+    /// Requests under way, of all clients together and of each.
+    pub max_concurrent: Option<u32>,
+    pub max_concurrent_per_client: Option<u32>,
     pub enable_cache: bool,
-    pub health_check: bool,
+    /// Identical requests under way are made one; `None`: where the cache is on.
+    pub coalesce: Option<bool>,
+    pub cache: RouteCache,
+    pub health_check: Option<HealthCheck>,
+    pub retry: Retry,
 }
 
 /// One upstream origin. Only cleartext HTTP/1.1.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {
     /// Name or IP literal (IPv6 without brackets), lower case.
     pub host: String,
@@ -82,6 +125,8 @@ pub struct Timeouts {
     pub upstream_idle: Duration,
     /// No byte moved in either direction of a body.
     pub body_stall: Duration,
+    /// The stretch over which a body must keep its least rate.
+    pub body_rate: Duration,
     /// Between SIGTERM and the end of the last request.
     pub drain: Duration,
 }
@@ -99,16 +144,215 @@ pub struct RateLimit {
     pub default_rate_per_minute: Option<u32>,
     /// A power of two.
     pub num_shards: usize,
+    /// Keys held at once, of all rules together.
+    pub max_keys: usize,
+    /// Rules for every route, as those of a route.
+    pub rules: Vec<LimitRule>,
+    /// Requests of one client under way on all routes together.
+    pub max_concurrent_per_client: Option<u32>,
+    /// When answers carry `RateLimit` and `RateLimit-Policy`.
+    pub fields: LimitFields,
+    /// `X-RateLimit-*` beside them.
+    pub legacy_fields: bool,
+    /// What rules of several gateways are counted in; there where a rule is of the cluster.
+    pub store: Option<Store>,
+}
+
+/// Shards of the table of keys, and keys in it, where the configuration is silent.
+pub const DEFAULT_SHARDS: usize = 16;
+pub const DEFAULT_MAX_KEYS: usize = 262_144;
+/// What fields on every answer cost is more than the whole limiter's.
+pub const DEFAULT_LIMIT_FIELDS: LimitFields = LimitFields::Near;
+/// Rules that one list may hold.
+pub const MAX_LIMIT_RULES: usize = 8;
+/// What `rate_limit_per_minute` is called in answers and metrics.
+pub const DEFAULT_RULE: &str = "default";
+/// What limits of requests at once are called in answers.
+pub const CONCURRENCY: &str = "concurrency";
+
+/// What the burst of a rule is called in answers.
+pub fn burst_name(rule: &str) -> String {
+    if rule == DEFAULT_RULE { "burst".to_owned() } else { format!("{rule}-burst") }
+}
+
+/// So many requests in a period, for each key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitRule {
+    /// Of letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    pub limit: u32,
+    pub period: LimitPeriod,
+    /// How many may come at once; `None`: the whole limit.
+    pub burst: Option<u32>,
+    /// At least one part.
+    pub key: Vec<LimitKey>,
+    /// Count what it would refuse, and refuse nothing.
+    pub shadow: bool,
+    /// Counted by the store, together with other gateways; `None`: by this one alone.
+    pub cluster: Option<ClusterRule>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitPeriod {
+    Second,
+    Minute,
+    Hour,
+    Day,
+}
+
+/// A part of what a rule counts by. Who sends no such header or parameter is counted by address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LimitKey {
+    Client,
+    Route,
+    Header(HeaderName),
+    Query(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitFields {
+    Always,
+    /// On refusals, and when less than a tenth is left.
+    Near,
+    /// On refusals alone.
+    Refused,
+}
+
+impl LimitPeriod {
+    pub fn seconds(self) -> u32 {
+        match self {
+            Self::Second => 1,
+            Self::Minute => 60,
+            Self::Hour => 3_600,
+            Self::Day => 86_400,
+        }
+    }
+}
+
+/// Where a route's requests go.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Cluster {
+    /// At least one, none twice.
+    pub members: Vec<Member>,
+    pub policy: Policy,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Member {
+    pub backend: Backend,
+    /// From 1 to 100.
+    pub weight: u32,
+}
+
+/// How one of several endpoints is chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Policy {
+    /// The one of two drawn by weight that has fewer requests under way for its weight.
+    LeastRequests,
+    /// In turns, by weight.
+    RoundRobin,
+    /// The same for the same key, as far as its load allows.
+    Hash(HashKey),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HashKey {
+    Client,
+    Path,
+    Header(HeaderName),
+    Cookie(String),
+    Query(String),
+}
+
+/// How an endpoint is asked whether it is well.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HealthCheck {
+    /// Path and query.
+    pub path: String,
+    pub interval: Duration,
+    /// From connecting to the status.
+    pub timeout: Duration,
+    /// In a row, that take an endpoint out.
+    pub failures: u32,
+    /// In a row, that bring it back.
+    pub successes: u32,
+    /// `None`: every one below 500.
+    pub statuses: Option<Vec<u16>>,
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self {
+            path: "/".to_owned(),
+            interval: Duration::from_secs(10),
+            timeout: Duration::from_secs(3),
+            failures: 3,
+            successes: 2,
+            statuses: None,
+        }
+    }
+}
+
+/// When a request that failed is sent again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// After the first; 0: never.
+    pub attempts: u32,
+    /// `None`: the request's own timeout is the only one.
+    pub per_try_timeout: Option<Duration>,
+    /// Of an answer that is as good as none.
+    pub statuses: Vec<u16>,
+    /// A longer body is sent once.
+    pub max_body_bytes: usize,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct CircuitBreaker {
     pub enabled: bool,
+    /// In a row.
     pub failure_threshold: u32,
     pub success_threshold: u32,
+    /// How long it is open the first time, and at most.
     pub timeout: Duration,
+    pub max_timeout: Duration,
+    /// In (0, 1).
+    pub failure_ratio: f64,
+    pub minimum_requests: u32,
+    pub window: Duration,
+    /// Time to the response's head; `None`: no answer is too slow.
+    pub slow_call: Option<Duration>,
+    /// Probes at once.
+    pub half_open_requests: usize,
+    pub recovery: Duration,
     /// In (0, 1).
     pub health_decay: f64,
+}
+
+pub const DEFAULT_HEALTH_DECAY: f64 = 0.95;
+
+/// What holds for every endpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Upstreams {
+    /// Of all workers to one endpoint.
+    pub max_connections: Option<usize>,
+    /// An older connection is not used again.
+    pub max_age: Duration,
+    /// Quiet time before the system asks whether the other side is still there.
+    pub keepalive: Duration,
+    /// How long bytes may go unacknowledged.
+    pub user_timeout: Duration,
+    pub resolve_every: Duration,
+    /// How long an endpoint that joins or comes back takes to get its whole share.
+    pub slow_start: Duration,
+    /// Where a smaller part of the endpoints is well, all are asked; in (0, 1).
+    pub panic_threshold: f64,
+    /// Endpoints much worse than the others are left out for a while.
+    pub ejection: bool,
+    pub ejection_time: Duration,
+    /// Retries under way, of requests under way.
+    pub retry_percent: u32,
+    /// Retries that are always allowed.
+    pub retry_minimum: u32,
 }
 
 /// The kernel half's policy and where it attaches.
@@ -125,8 +369,36 @@ pub struct Kernel {
     pub ipv6_prefix: u8,
     pub allow: Vec<IpNet>,
     pub deny: Vec<IpNet>,
-    /// Judge and count, drop nothing.
-    pub monitor: bool,
+    /// Entries of the lists with an end, or on trial. The configuration has none.
+    pub allow_listed: Vec<Listed>,
+    pub deny_listed: Vec<Listed>,
+    /// The set of verdicts that are counted and do nothing.
+    pub monitored: u32,
+    /// Connection requests per second, and at once, of all sources without a bucket, on each CPU.
+    pub new_sources_per_second: u32,
+    /// Answer requests beyond that with SYN cookies.
+    pub cookies: bool,
+    /// Drop fragments to the gateway that hide TCP flags.
+    pub strict_fragments: bool,
+    /// `None`: packets are not counted by source.
+    pub ceiling: Option<Ceiling>,
+    pub escalation: Escalation,
+    /// Refuse new connections while the gateway itself is in distress.
+    pub shedding: bool,
+    /// The gateway's `trusted_proxies`, which are neither limited, nor penalised, nor shed.
+    pub trusted: Vec<IpNet>,
+    /// The gateway's `client_ipv6_prefix`: what penalties and known sources go by.
+    pub client_ipv6_prefix: u8,
+    /// Where links and maps are pinned, so that they outlive the process; `None`: nothing does.
+    pub persist: Option<PathBuf>,
+}
+
+/// Where the command line reaches a running gateway, and what is kept of what it said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Control {
+    pub socket: PathBuf,
+    /// Networks allowed or denied at run time.
+    pub state_file: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,19 +412,15 @@ pub enum KernelMode {
 }
 
 impl Config {
-    /// The keys by which the operator asks for something that this version only validates: for one log
-    /// line at start, so that nothing is promised falsely.
-    pub fn not_in_force(&self) -> Vec<&'static str> {
-        let any = |asks: fn(&Route) -> bool| self.routes.iter().any(asks);
-        let asked = [
-            ("rate_limit", self.rate_limit.as_ref().is_some_and(|limit| limit.enabled)),
-            ("circuit_breaker", self.circuit_breaker.as_ref().is_some_and(|breaker| breaker.enabled)),
-            ("routes[].rate_limit_per_minute", any(|route| route.rate_limit_per_minute.is_some())),
-            ("routes[].burst_size", any(|route| route.burst_size.is_some())),
-            ("routes[].enable_cache", any(|route| route.enable_cache)),
-            ("routes[].health_check", any(|route| route.health_check)),
-        ];
-        asked.into_iter().filter(|(_, asked)| *asked).map(|(key, _)| key).collect()
+    /// Networks of `kernel.deny` that never act, since `kernel.allow` has all of them.
+    pub fn denied_in_vain(&self) -> Vec<IpNet> {
+        kernel::in_vain(&self.kernel.allow, &self.kernel.deny).copied().collect()
+    }
+
+    /// Shards of the table of rate limits' keys, and keys in it.
+    pub fn limit_table(&self) -> (usize, usize) {
+        let section = self.rate_limit.as_ref();
+        section.map_or((DEFAULT_SHARDS, DEFAULT_MAX_KEYS), |section| (section.num_shards, section.max_keys))
     }
 }
 

@@ -4,18 +4,21 @@
 //! that tells the operator what is wrong and what to write instead.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use http::Method;
+use http::{HeaderName, Method};
 use ipnet::IpNet;
 
-use super::{Backend, KernelMode, ListenAddr};
+use super::{Account, Backend, KernelMode, ListenAddr};
 use crate::path;
 
 const SHORTEST: Duration = Duration::from_millis(1);
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 const LONGEST_HOST_BYTES: usize = 253;
 const LONGEST_LABEL_BYTES: usize = 63;
+/// `sun_path` without its terminating NUL.
+const LONGEST_SOCKET_PATH_BYTES: usize = 107;
 /// `IFNAMSIZ` without its terminating NUL.
 const LONGEST_INTERFACE_BYTES: usize = 15;
 
@@ -43,6 +46,19 @@ pub(super) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let scored = known.iter().map(|&candidate| (strsim::jaro_winkler(&word, candidate), candidate));
     let (score, candidate) = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
     (score >= ALIKE).then_some(candidate)
+}
+
+/// The value that a word of `known` stands for; `what` is what the words are called.
+pub(super) fn one_of<T: Clone>(text: &str, what: &str, known: &[(&str, T)]) -> Result<T, String> {
+    if let Some((_, value)) = known.iter().find(|(name, _)| *name == text) {
+        return Ok(value.clone());
+    }
+    let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
+    let advice = match closest(text, &names) {
+        Some(near) => format!("did you mean \"{near}\"?"),
+        None => format!("known are {}", names.join(", ")),
+    };
+    Err(format!("unknown {what} {}: {advice}", quote(text)))
 }
 
 /// Seconds as a number, if they are a time that makes sense here: 1 ms to 24 h.
@@ -133,31 +149,39 @@ pub(super) fn backend(text: &str) -> Result<Backend, String> {
             "has a path, which is not supported (requests keep their own): write \"http://{authority}\""
         ));
     }
+    match host_and_port(authority, "http", "80") {
+        Ok((host, port)) => Ok(Backend { host, port }),
+        Err(why) => refuse(why),
+    }
+}
+
+/// `host[:port]` of a URL, IPv6 in brackets; the error goes on after the quoted text.
+pub(super) fn host_and_port(
+    authority: &str,
+    scheme: &str,
+    default_port: &str,
+) -> Result<(String, u16), String> {
     let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((host, after)) => {
-            let port = if after.is_empty() { Some("80") } else { after.strip_prefix(':') };
+            let port = if after.is_empty() { Some(default_port) } else { after.strip_prefix(':') };
             (host.parse::<Ipv6Addr>().map(|addr| addr.to_string()).ok(), port)
         }
         None if authority.parse::<Ipv6Addr>().is_ok() => {
-            return refuse(format!(
-                "needs brackets around the IPv6 address: write \"http://[{authority}]:80\""
+            return Err(format!(
+                "needs brackets around the IPv6 address: write \"{scheme}://[{authority}]:{default_port}\""
             ));
         }
         None => {
-            let (host, port) = authority.rsplit_once(':').unwrap_or((authority, "80"));
+            let (host, port) = authority.rsplit_once(':').unwrap_or((authority, default_port));
             (host_name(host), Some(port))
         }
     };
     let Some(host) = host else {
-        return refuse(
-            "has no valid host: a name of letters, digits, dots and hyphens, or an IP address".into(),
-        );
+        return Err("has no valid host: a name of letters, digits, dots and hyphens, or an IP address".into());
     };
     match port.map(digits) {
-        Some(Ok(port @ 1..)) => Ok(Backend { host, port }),
-        Some(Ok(0) | Err(())) | None => {
-            refuse("has no valid port: a port is a number from 1 to 65535".into())
-        }
+        Some(Ok(port @ 1..)) => Ok((host, port)),
+        Some(Ok(0) | Err(())) | None => Err("has no valid port: a port is a number from 1 to 65535".into()),
     }
 }
 
@@ -221,8 +245,28 @@ pub(super) fn method(text: &str) -> Result<Method, String> {
         .map_err(|_| format!("{} is no method: write a name such as \"GET\"", quote(text)))
 }
 
+/// The name of a header field, in any case.
+pub(super) fn header(text: &str) -> Result<HeaderName, String> {
+    HeaderName::from_bytes(text.as_bytes()).map_err(|_| {
+        format!("{} is no name of a header field: letters, digits and hyphens make one", quote(text))
+    })
+}
+
+/// The name of a cookie or of a query parameter, as it stands in a request.
+pub(super) fn parameter(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_graphic() && !"=&;,?#\"".contains(c);
+    if !text.is_empty() && text.chars().all(allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "{} cannot be a name in a request: write it as it stands there, percent-encoded",
+            quote(text)
+        ))
+    }
+}
+
 /// A network in CIDR form or a single address; IPv4-mapped IPv6 becomes IPv4.
-pub(super) fn network(text: &str) -> Result<IpNet, String> {
+pub fn network(text: &str) -> Result<IpNet, String> {
     let network = match text.contains('/') {
         true => text.parse().ok(),
         false => text.parse::<IpAddr>().ok().map(IpNet::from),
@@ -256,20 +300,58 @@ pub(super) fn interface(text: &str) -> Result<String, String> {
     }
 }
 
-pub(super) fn kernel_mode(text: &str) -> Result<KernelMode, String> {
-    if let Some((_, mode)) = KERNEL_MODES.iter().find(|(name, _)| *name == text) {
-        return Ok(*mode);
+/// Where a Unix socket can be.
+pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
+    let path = file_path(text)?;
+    if text.len() > LONGEST_SOCKET_PATH_BYTES {
+        return Err(format!(
+            "{} is longer than {LONGEST_SOCKET_PATH_BYTES} bytes, which is all that a Unix socket's path may have",
+            quote(text)
+        ));
     }
-    let names = KERNEL_MODES.map(|(name, _)| name);
-    let advice = match closest(text, &names) {
-        Some(near) => format!("did you mean \"{near}\"?"),
-        None => format!("known are {}", names.join(", ")),
-    };
-    Err(format!("unknown mode {}: {advice}", quote(text)))
+    Ok(path)
+}
+
+pub(super) fn file_path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() || text.ends_with('/') || text.contains('\0') {
+        return Err(format!("{} is no path of a file", quote(text)));
+    }
+    Ok(PathBuf::from(text))
+}
+
+/// `"www-data"`, `"www-data:adm"`, `"1000:1000"`.
+pub(super) fn account(text: &str) -> Result<Account, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '$');
+    let named = |name: &&str| !name.is_empty() && !name.starts_with('-') && name.chars().all(allowed);
+    let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+    if [Some(user), group].iter().flatten().all(named) {
+        Ok(Account { user: user.to_owned(), group: group.map(str::to_owned) })
+    } else {
+        Err(format!("{} is no user: write \"name\", \"name:group\" or \"UID:GID\"", quote(text)))
+    }
+}
+
+pub(super) fn kernel_mode(text: &str) -> Result<KernelMode, String> {
+    one_of(text, "mode", &KERNEL_MODES)
+}
+
+/// Path and query of a health check, as they go into its request line.
+pub(super) fn check_path(text: &str) -> Result<String, String> {
+    if !text.starts_with('/') {
+        return Err(format!(
+            "{} does not begin with a slash: write {}",
+            quote(text),
+            quote(&format!("/{text}"))
+        ));
+    }
+    match text.chars().find(|c| !c.is_ascii_graphic() || *c == '#') {
+        Some(foreign) => Err(format!("{} has {foreign:?} in it, which must be percent-encoded", quote(text))),
+        None => Ok(text.to_owned()),
+    }
 }
 
 /// A port's digits, and nothing that `parse` would also take, such as a sign.
-fn digits(text: &str) -> Result<u16, ()> {
+pub(super) fn digits(text: &str) -> Result<u16, ()> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|_| plain).ok_or(())
 }
@@ -472,6 +554,24 @@ mod tests {
             interface,
             &[("lo", to("lo")), ("enp0s31f6", to("enp0s31f6")), ("eth0.100", to("eth0.100"))],
             &["", ".", "..", "a/b", "a b", "eth0:1", "a-very-long-name", "ö"],
+        );
+    }
+
+    #[test]
+    fn accounts() {
+        let to = |user: &str, group: Option<&str>| Account {
+            user: user.to_owned(),
+            group: group.map(str::to_owned),
+        };
+        check(
+            account,
+            &[
+                ("www-data", to("www-data", None)),
+                ("www-data:adm", to("www-data", Some("adm"))),
+                ("1000:1000", to("1000", Some("1000"))),
+                ("_gateway", to("_gateway", None)),
+            ],
+            &["", ":", "a:", ":a", "a b", "a:b:c", "-u", "a/b", "ö"],
         );
     }
 

@@ -1,8 +1,11 @@
 //! Attaching to an interface: driver mode where the driver can, else generic; or TCX.
 //!
-//! Always by a BPF link and never by netlink, so that nothing is left behind when the process dies.
+//! Always by a BPF link and never by netlink, so that nothing is left behind when the process dies; a link
+//! that is pinned stays, and the next gateway moves it to its own program. It takes no capability once
+//! the program is loaded: an interface that returns is attached to by an unprivileged process.
 
 use std::fmt;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -10,6 +13,8 @@ use aya::Ebpf;
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 
 use super::error::Error;
+use super::interface::{self, Holder, Interface};
+use super::pins::Pins;
 use super::program::{Entry, Program};
 use super::sys::{self, LinkType};
 use crate::config::KernelMode;
@@ -35,7 +40,15 @@ pub enum Hook {
 /// An attachment that ends when this is dropped.
 pub struct Link {
     attachment: Attachment,
-    _link: OwnedFd,
+    descriptor: OwnedFd,
+    /// A gateway before this one had made it.
+    taken_over: bool,
+}
+
+/// A link that an earlier gateway has left, with its program.
+pub struct Pinned {
+    attachment: Attachment,
+    descriptor: OwnedFd,
 }
 
 const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
@@ -45,9 +58,39 @@ impl Link {
     pub fn attachment(&self) -> &Attachment {
         &self.attachment
     }
+
+    pub fn was_taken_over(&self) -> bool {
+        self.taken_over
+    }
+
+    /// Has the link outlive the process.
+    pub fn pin(&self, pins: &Pins) -> Result<(), Error> {
+        if self.taken_over {
+            return Ok(());
+        }
+        let path = pins.link(&self.attachment.interface, self.attachment.hook);
+        sys::pin(self.descriptor.as_fd(), &path).map_err(|source| Error::Persist { folder: path, source })
+    }
+
+    /// Whether the interface is still the one that it was attached to, and not gone or another of that name.
+    pub fn is_in_place(&self) -> bool {
+        let now = index(&self.attachment.interface).ok();
+        now.is_some_and(|now| sys::link_interface(self.descriptor.as_fd()).is_ok_and(|then| then == now))
+    }
 }
 
 impl Hook {
+    pub const ALL: [Self; 3] = [Self::Driver, Self::Generic, Self::Tcx];
+
+    /// As names of pins and values of labels have it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Driver => "xdp-driver",
+            Self::Generic => "xdp-generic",
+            Self::Tcx => "tcx",
+        }
+    }
+
     fn entry(self) -> Entry {
         match self {
             Self::Driver | Self::Generic => Entry::Xdp,
@@ -83,24 +126,25 @@ impl fmt::Display for Hook {
 
 /// Attaches to one interface of this thread's network namespace in the first mode it takes.
 pub fn attach(bpf: &mut Ebpf, interface: &str, mode: KernelMode) -> Result<Link, Error> {
-    let hooks: &[Hook] = match mode {
-        KernelMode::Auto => &[Hook::Driver, Hook::Generic],
-        KernelMode::Driver => &[Hook::Driver],
-        KernelMode::Generic => &[Hook::Generic],
-        KernelMode::Tc => &[Hook::Tcx],
-    };
-    let index = index(interface)?;
+    let (index, hooks) = (index(interface)?, hooks(mode));
+    if hooks.contains(&Hook::Tcx)
+        && let Some(holder) = interface::tcx(interface).into_iter().find(Holder::is_gateway)
+    {
+        // There is room behind it, and everything would be charged twice.
+        let hook = Hook::Tcx.name();
+        return Err(Error::Another { interface: interface.to_owned(), hook, holder });
+    }
     let mut reasons = Vec::new();
     for &hook in hooks {
         let program = Program::load(bpf, hook.entry())?;
         match hook.create(program.as_fd(), index) {
-            Ok(link) => {
+            Ok(descriptor) => {
                 let attachment = Attachment { interface: interface.to_owned(), hook };
-                return Ok(Link { attachment, _link: link });
+                return Ok(Link { attachment, descriptor, taken_over: false });
             }
             Err(error) => match error.raw_os_error() {
                 Some(libc::EBUSY | libc::EEXIST) => {
-                    return Err(Error::Occupied { interface: interface.to_owned(), hook: hook.name() });
+                    return Err(occupied(interface, hook));
                 }
                 Some(libc::EPERM) => return Err(Error::no_permission()),
                 _ => reasons.push(format!("{hook}: {error}{}", advice(hook, &error))),
@@ -108,6 +152,57 @@ pub fn attach(bpf: &mut Ebpf, interface: &str, mode: KernelMode) -> Result<Link,
         }
     }
     Err(Error::Attach { interface: interface.to_owned(), reasons: reasons.join("; ") })
+}
+
+/// The pinned link that this interface and mode can go on with. Links to an interface that is gone, and at
+/// hooks not asked for, are let go.
+pub fn find(interface: &str, mode: KernelMode, pins: &Pins) -> Result<Option<Pinned>, Error> {
+    let (index, hooks) = (index(interface)?, hooks(mode));
+    let mut found = None;
+    for left in pins.left()?.into_iter().filter(|left| left.interface == interface) {
+        let failed = |source| Error::Persist { folder: left.path.clone(), source };
+        let descriptor = sys::pinned(&left.path).map_err(failed)?;
+        let is_in_place = sys::link_interface(descriptor.as_fd()).map_err(failed)? == index;
+        if found.is_none() && is_in_place && hooks.contains(&left.hook) {
+            let attachment = Attachment { interface: interface.to_owned(), hook: left.hook };
+            found = Some(Pinned { attachment, descriptor });
+        } else {
+            fs::remove_file(&left.path).map_err(failed)?;
+        }
+    }
+    Ok(found)
+}
+
+impl Pinned {
+    /// Moves the link to this program: from one packet to the next.
+    pub fn take_over(self, bpf: &mut Ebpf) -> Result<Link, Error> {
+        let Self { attachment, descriptor } = self;
+        let program = Program::load(bpf, attachment.hook.entry())?;
+        let failed = |error: io::Error| Error::Attach {
+            interface: attachment.interface.clone(),
+            reasons: format!("its pinned link takes no other program: {error}"),
+        };
+        sys::link_update(descriptor.as_fd(), program.as_fd()).map_err(failed)?;
+        Ok(Link { attachment, descriptor, taken_over: true })
+    }
+}
+
+fn hooks(mode: KernelMode) -> &'static [Hook] {
+    match mode {
+        KernelMode::Auto => &[Hook::Driver, Hook::Generic],
+        KernelMode::Driver => &[Hook::Driver],
+        KernelMode::Generic => &[Hook::Generic],
+        KernelMode::Tc => &[Hook::Tcx],
+    }
+}
+
+/// Says who holds the hook, as far as one may ask.
+fn occupied(interface: &str, hook: Hook) -> Error {
+    let (name, hook) = (interface.to_owned(), hook.name());
+    match Interface::look(interface).ok().and_then(|interface| interface.xdp) {
+        Some(holder) if holder.is_gateway() => Error::Another { interface: name, hook, holder },
+        holder => Error::Occupied { interface: name, hook, holder },
+    }
 }
 
 fn advice(hook: Hook, error: &io::Error) -> &'static str {

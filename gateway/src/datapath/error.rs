@@ -1,9 +1,12 @@
 //! Why the kernel half does not run: one line each that says what, where and what to do about it.
 
 use std::io;
+use std::path::PathBuf;
 
 use aya::maps::MapError;
 use aya::programs::ProgramError;
+
+use super::interface::Holder;
 
 /// A failure to load, attach or rewrite the kernel half. The gateway proxies without it.
 #[derive(Debug, thiserror::Error)]
@@ -22,10 +25,29 @@ pub enum Error {
     #[error("no network interface named \"{0}\": `ip link` lists those of this host")]
     NoInterface(String),
     #[error(
-        "interface \"{interface}\": another program holds its {hook} hook (`bpftool net list dev {interface}` \
-         shows it): detach that one, or set kernel.mode to \"tc\" to run behind it"
+        "interface \"{interface}\": another program holds its {hook} hook{} (`bpftool net list dev {interface}` \
+         shows it): detach that one, or set kernel.mode to \"tc\" to run behind it", held_by(.holder)
     )]
-    Occupied { interface: String, hook: &'static str },
+    Occupied { interface: String, hook: &'static str, holder: Option<Holder> },
+    #[error(
+        "interface \"{interface}\": another gateway holds its {hook} hook, by {holder}: stop that one; if none runs, \
+         its link is pinned: start with its kernel.persist, or remove that folder"
+    )]
+    Another { interface: String, hook: &'static str, holder: Holder },
+    #[error(
+        "kernel.persist {}: not on a BPF file system: `mount -t bpf bpf /sys/fs/bpf`, and name a folder in it",
+        .0.display()
+    )]
+    NoBpfFs(PathBuf),
+    #[error("kernel.persist {}: another gateway holds it: stop that one, or give this one a folder of its own", .0.display())]
+    Held(PathBuf),
+    #[error("kernel.persist {}: {source}", .folder.display())]
+    Persist { folder: PathBuf, source: io::Error },
+    #[error(
+        "kernel.persist: {} is no map of this gateway ({found}): remove its folder, which forgets what the maps hold",
+        .path.display()
+    )]
+    Shape { path: PathBuf, found: String },
     #[error("interface \"{interface}\" takes the kernel half in no mode asked for: {reasons}")]
     Attach { interface: String, reasons: String },
     #[error("the kernel refused to load \"{program}\": {reason}; Linux 5.15 is the least that can")]
@@ -34,6 +56,8 @@ pub enum Error {
     TooMany { what: &'static str, count: usize, most: usize },
     #[error("the kernel half's map {map} cannot be used: {reason}")]
     Map { map: &'static str, reason: String },
+    #[error("the heartbeat's thread does not start: {0}")]
+    Thread(io::Error),
     #[error("the addresses of this host cannot be listed: {0}")]
     Addresses(io::Error),
 }
@@ -52,7 +76,9 @@ impl Error {
                 }
                 let log = verifier_log.to_string();
                 tracing::debug!(program, %log, "verifier");
-                let told = |line: &&str| !line.trim().is_empty() && !line.starts_with("processed ");
+                let summaries = ["processed ", "stack depth ", "verification time "];
+                let is_summary = |line: &&str| summaries.iter().any(|start| line.starts_with(start));
+                let told = |line: &&str| !line.trim().is_empty() && !is_summary(line);
                 format!(
                     "{io_error}: {}",
                     log.lines().rev().find(told).unwrap_or("the verifier gave no reason")
@@ -69,6 +95,10 @@ impl Error {
             missing: "capabilities that this container or user namespace withholds".to_owned(),
         }
     }
+}
+
+fn held_by(holder: &Option<Holder>) -> String {
+    holder.as_ref().map(|holder| format!(", {holder}")).unwrap_or_default()
 }
 
 /// An error and its causes on one line; aya keeps the errno in a source.

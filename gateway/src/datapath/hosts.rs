@@ -34,9 +34,10 @@ pub fn expand(listeners: &[SocketAddr], host: &BTreeSet<IpAddr>) -> BTreeMap<Soc
     places
 }
 
-/// A descriptor that turns readable when an address came to the host or left it.
+/// A descriptor that turns readable when an address or an interface came to the host or left it.
 pub struct AddressChanges(OwnedFd);
 
+const RTMGRP_LINK: u32 = 0x1;
 const RTMGRP_IPV4_IFADDR: u32 = 0x10;
 const RTMGRP_IPV6_IFADDR: u32 = 0x100;
 
@@ -46,11 +47,13 @@ impl AddressChanges {
         // Protocol 0, the default, is NETLINK_ROUTE.
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
-        bind(&socket, &SocketAddrNetlink::new(0, RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))?;
+        let groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR;
+        bind(&socket, &SocketAddrNetlink::new(0, groups))?;
         Ok(Self(socket))
     }
 
-    /// Reads away what made it readable; the addresses themselves are for `Datapath::refresh` to read.
+    /// Reads away what made it readable; what has changed is for `Datapath::refresh` and
+    /// `Datapath::follow_interfaces` to find out.
     pub fn clear(&self) -> io::Result<()> {
         let mut message = [0; 4096];
         loop {

@@ -1,30 +1,64 @@
 //! The kernel half as the gateway sees it: loaded, given a policy, attached to named interfaces.
 //!
 //! The server starts it, applies a new policy at each reload and reads the counters at each scrape;
-//! dropping it detaches. It holds BPF links and pins nothing, so that the kernel detaches as well when
-//! the process dies in any other way. Only this folder knows aya.
+//! dropping it detaches. It holds BPF links, so that the kernel detaches as well when the process dies in any
+//! other way; only what `kernel.persist` pins stays. Only this folder knows aya.
 
+mod account;
 mod attach;
+pub mod cookies;
 mod counters;
+mod doctor;
 mod error;
+mod fill;
+mod heartbeat;
 mod hosts;
+mod inherit;
+mod interface;
+mod known;
 mod log;
+mod looser;
 mod object;
+mod penalties;
+mod pins;
 mod policy;
+mod pressure;
 mod program;
+mod sources;
+mod standings;
 pub mod sys;
+mod tries;
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use aya::Ebpf;
+use gateway_common::maps::{ALLOW, CLOCK, DENY};
+use gateway_common::policy::Policy;
+use ipnet::IpNet;
 
+pub use account::{Account, until_ns};
 pub use attach::{Attachment, Hook};
 pub use counters::Counters;
+pub use doctor::{Finding, State, examine};
 pub use error::Error;
+pub use fill::{Fill, Loud};
 pub use hosts::AddressChanges;
+pub use known::Served;
+pub use looser::looser;
 pub use program::{Entry, Program, Trial};
+pub use sources::{Figures, Sources, Suspect};
+pub use standings::Standings;
 
 use crate::config::Kernel;
+use cookies::Stack;
+use pins::Pins;
 use policy::Slots;
 
 /// A kernel half in this kernel, judging by the policy last applied.
@@ -32,32 +66,152 @@ pub struct Datapath {
     bpf: Ebpf,
     slots: Slots,
     links: Vec<attach::Link>,
+    pins: Option<Pins>,
+    /// For the heartbeat, which follows it.
+    config: Arc<ArcSwap<Kernel>>,
+}
+
+/// What became of an interface since somebody looked.
+#[derive(Debug)]
+pub enum InterfaceChange {
+    Left(String),
+    Returned(Attachment),
+    /// It is there again, and cannot be attached to.
+    Refused(Error),
+    /// It is attached to again, for no longer than this process.
+    Unpinned(Error),
 }
 
 impl Datapath {
     /// Loads the kernel half, puts its first policy in force and attaches it to each interface named in
-    /// `config`. On an error nothing stays attached.
+    /// `config`. With `config.persist` it goes on where the gateway before it left off. On an error nothing
+    /// new stays attached, and what an earlier gateway has left goes on as it was.
     pub fn start(config: &Kernel, listeners: &[SocketAddr]) -> Result<Self, Error> {
-        let mut datapath = Self::load(config, listeners)?;
+        let pins = config.persist.as_deref().map(object::pins).transpose()?;
+        let started = Self::start_with(config, listeners, pins.as_ref());
+        let (bpf, slots, links) = started.inspect_err(|_| pins.iter().for_each(Pins::abandon))?;
+        Ok(Self { bpf, slots, links, pins, config: Arc::new(ArcSwap::from_pointee(config.clone())) })
+    }
+
+    fn start_with(
+        config: &Kernel,
+        listeners: &[SocketAddr],
+        pins: Option<&Pins>,
+    ) -> Result<(Ebpf, Slots, Vec<attach::Link>), Error> {
+        let mut bpf = object::load(&object::Options { with_clock: false }, pins)?;
+        let (mut links, mut left) = (Vec::new(), Vec::new());
+        // What may fail comes first, while links and maps of an earlier gateway are as it left them.
         for interface in &config.interfaces {
-            datapath.links.push(attach::attach(&mut datapath.bpf, interface, config.mode)?);
+            let found = pins.map(|pins| attach::find(interface, config.mode, pins)).transpose()?.flatten();
+            match found {
+                Some(found) => left.push(found),
+                None => links.push(attach::attach(&mut bpf, interface, config.mode)?),
+            }
         }
-        Ok(datapath)
+        let slots = Slots::start(&mut bpf, config, listeners)?;
+        for folder in pins.map(Pins::other_maps).transpose()?.iter().flatten() {
+            inherit::inherit(&mut bpf, folder);
+        }
+        for pinned in left {
+            links.push(pinned.take_over(&mut bpf)?);
+        }
+        if let Some(pins) = pins {
+            links.iter().try_for_each(|link| link.pin(pins))?;
+            pins.clear(&config.interfaces)?;
+        }
+        Ok((bpf, slots, links))
+    }
+
+    /// Lets go of what an earlier gateway has left pinned in `folder`.
+    pub fn release(folder: &Path) -> Result<(), Error> {
+        Pins::release(folder)
     }
 
     /// Loads the kernel half and puts its first policy in force, attached to nothing.
     pub fn load(config: &Kernel, listeners: &[SocketAddr]) -> Result<Self, Error> {
-        let mut bpf = object::load()?;
-        log::follow(&mut bpf);
+        Self::load_with(&object::Options { with_clock: false }, config, listeners)
+    }
+
+    /// The same with a clock that stands at 0 until [`Self::set_clock`] moves it: for tests, which have times as
+    /// well as packets to hold against a model.
+    pub fn load_with_clock(config: &Kernel, listeners: &[SocketAddr]) -> Result<Self, Error> {
+        Self::load_with(&object::Options { with_clock: true }, config, listeners)
+    }
+
+    fn load_with(
+        options: &object::Options,
+        config: &Kernel,
+        listeners: &[SocketAddr],
+    ) -> Result<Self, Error> {
+        let mut bpf = object::load(options, None)?;
         let slots = Slots::start(&mut bpf, config, listeners)?;
-        Ok(Self { bpf, slots, links: Vec::new() })
+        let config = Arc::new(ArcSwap::from_pointee(config.clone()));
+        Ok(Self { bpf, slots, links: Vec::new(), pins: None, config })
+    }
+
+    /// Lets the user that the gateway becomes pin and unpin.
+    pub fn give_to(&self, uid: u32, gid: u32) -> Result<(), Error> {
+        self.pins.as_ref().map_or(Ok(()), |pins| pins.give_to(uid, gid))
+    }
+
+    /// Looks after the interfaces: attaches to those that have returned, and says so.
+    pub fn follow_interfaces(&mut self) -> Vec<InterfaceChange> {
+        let mut changes = Vec::new();
+        let config = self.slots.config();
+        let (interfaces, mode) = (config.interfaces.clone(), config.mode);
+        for interface in &interfaces {
+            let place = self.links.iter().position(|link| link.attachment().interface == *interface);
+            match place {
+                Some(place) if self.links[place].is_in_place() => continue,
+                Some(place) => {
+                    let gone = self.links.remove(place);
+                    if let Some(pins) = &self.pins {
+                        // Nothing is attached by it any more; the next start takes it away at the latest.
+                        let _ = fs::remove_file(pins.link(interface, gone.attachment().hook));
+                    }
+                    changes.push(InterfaceChange::Left(interface.clone()));
+                }
+                None => {}
+            }
+            match attach::attach(&mut self.bpf, interface, mode) {
+                Ok(link) => {
+                    changes.push(InterfaceChange::Returned(link.attachment().clone()));
+                    // A folder that the gateway's user cannot reach: it is protected, until the process ends.
+                    let pinned = self.pins.as_ref().map_or(Ok(()), |pins| link.pin(pins));
+                    changes.extend(pinned.err().map(InterfaceChange::Unpinned));
+                    self.links.push(link);
+                }
+                Err(Error::NoInterface(_)) => {}
+                Err(error) => changes.push(InterfaceChange::Refused(error)),
+            }
+        }
+        changes
+    }
+
+    /// Moves the clock of a kernel half that was loaded with one.
+    pub fn set_clock(&mut self, now_ns: u64) -> Result<(), Error> {
+        policy::array(&mut self.bpf, CLOCK)?.set(0, now_ns, 0).map_err(Error::map(CLOCK))
     }
 
     /// Puts another policy in force, for all packets from one moment on. Buckets keep what they hold
     /// unless the budget changed, which fills them; interfaces and mode stay as they were. On an error
     /// the old policy stays in force.
     pub fn apply(&mut self, config: &Kernel, listeners: &[SocketAddr]) -> Result<(), Error> {
-        self.slots.apply(&mut self.bpf, config, listeners)
+        self.slots.apply(&mut self.bpf, config, listeners)?;
+        self.config.store(Arc::new(config.clone()));
+        Ok(())
+    }
+
+    /// Starts the thread that keeps the kernel half told, for as long as anybody holds `sources`. `stack`: the
+    /// child without which no cookies are sent.
+    pub fn keep_told(&self, sources: &Arc<Sources>, stack: Option<Stack>) -> Result<(), Error> {
+        let heartbeat = heartbeat::Heartbeat::new(&self.bpf, self.config.clone(), sources, stack)?;
+        heartbeat.start().map_err(Error::Thread)
+    }
+
+    /// Whether this kernel has what SYN cookies take.
+    pub fn has_cookies() -> bool {
+        object::has_cookies()
     }
 
     /// Reads the host's addresses again, for listeners on "any" address; says whether they had changed.
@@ -65,14 +219,74 @@ impl Datapath {
         self.slots.refresh(&mut self.bpf)
     }
 
-    /// Where the kernel half is attached, and how.
-    pub fn attachments(&self) -> impl Iterator<Item = &Attachment> {
-        self.links.iter().map(attach::Link::attachment)
+    /// The policy in force, as the kernel half has it.
+    pub fn policy(&self) -> Result<Policy, Error> {
+        self.slots.policy(&self.bpf)
+    }
+
+    /// Shows what the development variant of the kernel half says, on a thread of its own.
+    pub fn follow_log(&mut self) {
+        log::follow(&mut self.bpf);
+    }
+
+    /// Each configured interface, and whether the kernel half is attached to it.
+    pub fn interfaces(&self) -> impl Iterator<Item = (&str, bool)> {
+        let is_attached = |name: &str| self.links.iter().any(|link| link.attachment().interface == name);
+        let configured = &self.slots.config().interfaces;
+        configured.iter().map(move |name| (name.as_str(), is_attached(name)))
+    }
+
+    /// Where the kernel half is attached, and how; true: by the link of the gateway before.
+    pub fn attachments(&self) -> impl Iterator<Item = (&Attachment, bool)> {
+        self.links.iter().map(|link| (link.attachment(), link.was_taken_over()))
     }
 
     /// Packets and bytes by verdict since the start, summed over CPUs.
     pub fn counters(&self) -> Result<Counters, Error> {
         counters::read(&self.bpf)
+    }
+
+    /// What a connection request of `source` would meet now.
+    pub fn account(&self, source: IpAddr) -> Result<Account, Error> {
+        account::read(&self.bpf, self.slots.config(), self.slots.slot(), &self.policy()?, source)
+    }
+
+    /// The packets that each network of the allow list in force has met.
+    pub fn allow_hits(&self) -> Result<BTreeMap<IpNet, u64>, Error> {
+        account::hits(&self.bpf, ALLOW, self.slots.slot())
+    }
+
+    /// The same of the deny list.
+    pub fn deny_hits(&self) -> Result<BTreeMap<IpNet, u64>, Error> {
+        account::hits(&self.bpf, DENY, self.slots.slot())
+    }
+
+    /// How long the kernel half has run and how often, where the host counts that.
+    pub fn runs(&self) -> Result<(Duration, u64), Error> {
+        let loaded = self.bpf.programs().filter_map(|(_, program)| program.fd().ok());
+        let mut sum = (Duration::ZERO, 0);
+        for program in loaded {
+            let runs = sys::program_runs(program.as_fd());
+            let (time, runs) =
+                runs.map_err(|error| Error::Refused { program: "gateway-ebpf", reason: error.to_string() })?;
+            sum = (sum.0 + time, sum.1 + runs);
+        }
+        Ok(sum)
+    }
+
+    /// How full the maps are that sources fill.
+    pub fn fill(&self) -> Result<[Fill; 5], Error> {
+        fill::read(&self.bpf)
+    }
+
+    /// The sources whose connection requests were refused most often, the loudest first.
+    pub fn loudest(&self, most: usize) -> Result<Vec<Loud>, Error> {
+        fill::loudest(&self.bpf, most)
+    }
+
+    /// What is told the kernel half between two policies, for the one thread that tells it.
+    pub fn standings(&self) -> Result<Standings, Error> {
+        Standings::open(&self.bpf)
     }
 
     /// An entry point by itself, to run frames through without any interface.

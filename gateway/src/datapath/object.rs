@@ -3,11 +3,16 @@
 //! Says what the host lacks before aya does, since the kernel answers everything with EPERM or EINVAL.
 
 use std::fs;
+use std::path::Path;
 
+use aya::programs::ProgramType;
+use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader};
+use gateway_common::maps::{WITH_CLOCK, WITH_COOKIES};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::error::{Error, chain, errno};
+use super::pins::Pins;
 use super::sys;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gateway-ebpf"));
@@ -17,8 +22,47 @@ const CAPABILITIES: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON
 /// Holds all of the above by itself, except `CAP_NET_ADMIN`.
 const CAP_SYS_ADMIN: u32 = 21;
 
-/// Creates the maps; programs are loaded when they are first attached or tried.
-pub fn load() -> Result<Ebpf, Error> {
+/// What the object is told when it is loaded.
+pub struct Options {
+    /// Time is what `gw_clock` says.
+    pub with_clock: bool,
+}
+
+/// Whether the kernel can make and check SYN cookies for XDP: from 6.0 on, where it is built to.
+pub fn has_cookies() -> bool {
+    const HELPERS: [BpfHelper; 4] = [
+        BpfHelper::BPF_FUNC_tcp_raw_gen_syncookie_ipv4,
+        BpfHelper::BPF_FUNC_tcp_raw_gen_syncookie_ipv6,
+        BpfHelper::BPF_FUNC_tcp_raw_check_syncookie_ipv4,
+        BpfHelper::BPF_FUNC_tcp_raw_check_syncookie_ipv6,
+    ];
+    HELPERS.into_iter().all(|helper| is_helper_supported(ProgramType::Xdp, helper).unwrap_or(false))
+}
+
+/// Opens what an earlier gateway has pinned in `folder`.
+pub fn pins(folder: &Path) -> Result<Pins, Error> {
+    check_host()?;
+    Pins::open(folder, OBJECT)
+}
+
+/// Creates the maps, or takes those that are pinned; programs are loaded when they are first attached or
+/// tried.
+pub fn load(options: &Options, pins: Option<&Pins>) -> Result<Ebpf, Error> {
+    check_host()?;
+    let (cookies, clock) = (u8::from(has_cookies()), u8::from(options.with_clock));
+    let mut loader = EbpfLoader::new();
+    loader.override_global(WITH_COOKIES, &cookies, true).override_global(WITH_CLOCK, &clock, true);
+    for (name, path) in pins.iter().flat_map(|pins| pins.maps()) {
+        loader.map_pin_path(name, path);
+    }
+    loader.load(OBJECT).map_err(|error| match errno(&error) {
+        Some(libc::EPERM) => Error::no_permission(),
+        _ => Error::Refused { program: "gateway-ebpf", reason: chain(&error) },
+    })
+}
+
+/// Says what is missing, before the kernel answers with nothing but a number.
+fn check_host() -> Result<(), Error> {
     if OBJECT.is_empty() {
         return Err(Error::NotBuiltIn);
     }
@@ -32,10 +76,17 @@ pub fn load() -> Result<Ebpf, Error> {
     if let Err(error) = setrlimit(Resource::Memlock, unlimited) {
         tracing::debug!(%error, "the locked-memory limit stays");
     }
-    EbpfLoader::new().load(OBJECT).map_err(|error| match errno(&error) {
-        Some(libc::EPERM) => Error::no_permission(),
-        _ => Error::Refused { program: "gateway-ebpf", reason: chain(&error) },
-    })
+    Ok(())
+}
+
+/// Whether there is anything to load.
+pub fn is_built_in() -> bool {
+    !OBJECT.is_empty()
+}
+
+/// The capabilities that this process lacks for it.
+pub fn lacking() -> Vec<&'static str> {
+    missing_capabilities(effective_capabilities())
 }
 
 fn missing_capabilities(effective: u64) -> Vec<&'static str> {

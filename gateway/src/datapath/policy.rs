@@ -4,23 +4,33 @@
 //! predecessor may be written again, every packet that still reads it must be done: `membarrier` waits
 //! for them. So no packet is ever judged by half of one policy and half of another.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet, HashMap as Table};
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map};
 use gateway_common::limit::Budget;
-use gateway_common::maps::{ALLOW, DENY, LISTENERS, MAX_LISTENERS, MAX_NETWORKS, POLICY, SELECTOR};
-use gateway_common::policy::{HAS_ALLOW, HAS_DENY, Listener, MONITOR, Policy, Rule, SLOTS, Source};
-use gateway_common::{Address, Family, addr};
+use gateway_common::maps::{ALLOW, DENY, LISTENERS, MAX_LISTENERS, MAX_NETWORKS, POLICY, PORTS, SELECTOR};
+use gateway_common::policy::{
+    HAS_ALLOW, HAS_CEILING, HAS_DENY, IPV4_HOSTS, Listener, MAY_SEND_COOKIES, Policy, Port, Rule, SLOTS,
+    STRICT_FRAGMENTS, Source,
+};
+use gateway_common::{Family, addr};
 use ipnet::IpNet;
 
 use super::error::Error;
-use super::{hosts, sys};
+use super::{hosts, sys, tries};
 use crate::config::Kernel;
 
 const TCP: u16 = 6;
+/// Of an interface that tells none: Ethernet's.
+const DEFAULT_MTU: u32 = 1500;
+/// Headers before a segment's bytes, of IPv4 and IPv6.
+const HEADER_BYTES: [u32; 2] = [40, 60];
+/// What every host takes (RFC 9293, 3.7.1).
+const LEAST_SEGMENT_BYTES: u32 = 536;
 
 /// Which slot is in force, and what it was made from.
 pub struct Slots {
@@ -30,23 +40,65 @@ pub struct Slots {
     config: Kernel,
     listeners: Vec<SocketAddr>,
     host: BTreeSet<IpAddr>,
+    /// Of the hash by which sources are shed.
+    shed_key: [u64; 2],
+    segment_bytes: [u16; 2],
+    /// Of each slot, the ports that may be open.
+    open_ports: [BTreeSet<u16>; SLOTS],
 }
 
 impl Slots {
-    /// Puts the first policy in force.
+    /// Puts the first policy in force; in maps that another gateway has used before, the next one.
     pub fn start(bpf: &mut Ebpf, config: &Kernel, listeners: &[SocketAddr]) -> Result<Self, Error> {
         let host = hosts::addresses().map_err(Error::Addresses)?;
         let config = config.clone();
-        let mut slots =
-            Self { in_force: 1, generation: 0, epoch: 0, config, listeners: listeners.to_vec(), host };
+        let random = RandomState::new();
+        let mut slots = Self {
+            in_force: 1,
+            generation: 0,
+            epoch: 0,
+            segment_bytes: segment_bytes(&config.interfaces),
+            config,
+            listeners: listeners.to_vec(),
+            host,
+            shed_key: [random.hash_one(0), random.hash_one(1)],
+            open_ports: Default::default(),
+        };
+        slots.go_on(bpf)?;
         let (config, host) = (slots.config.clone(), slots.host.clone());
         slots.write(bpf, config, listeners, host)?;
         Ok(slots)
     }
 
+    /// Takes up what is in force in the maps, if anything is. Buckets go on where the budget is the same.
+    fn go_on(&mut self, bpf: &mut Ebpf) -> Result<(), Error> {
+        let selected = array::<u32>(bpf, SELECTOR)?.get(&0, 0).map_err(Error::map(SELECTOR))?;
+        let before: Policy = array(bpf, POLICY)?.get(&selected, 0).map_err(Error::map(POLICY))?;
+        if before.generation != 0 {
+            let next = policy(&self.config, &[]);
+            let of = |policy: &Policy| (policy.budget, policy.ceiling, policy.source_mask);
+            let same = of(&before) == of(&next);
+            self.in_force = selected;
+            self.open_ports = [0, 1].map(|_| (0..=u16::MAX).collect());
+            self.generation = before.generation;
+            self.epoch = before.epoch.wrapping_add((!same).into());
+        }
+        Ok(())
+    }
+
     pub fn apply(&mut self, bpf: &mut Ebpf, config: &Kernel, listeners: &[SocketAddr]) -> Result<(), Error> {
         let host = hosts::addresses().map_err(Error::Addresses)?;
         self.write(bpf, config.clone(), listeners, host)
+    }
+
+    /// What the policy in force was made from.
+    pub fn config(&self) -> &Kernel {
+        &self.config
+    }
+
+    /// The slot in force.
+    pub fn slot(&self) -> u32 {
+        self.in_force
     }
 
     pub fn refresh(&mut self, bpf: &mut Ebpf) -> Result<bool, Error> {
@@ -58,6 +110,11 @@ impl Slots {
         Ok(changed)
     }
 
+    pub fn policy(&self, bpf: &Ebpf) -> Result<Policy, Error> {
+        let slots = Array::<_, Policy>::try_from(map(bpf, POLICY)?).map_err(Error::map(POLICY))?;
+        slots.get(&self.in_force, 0).map_err(Error::map(POLICY))
+    }
+
     fn write(
         &mut self,
         bpf: &mut Ebpf,
@@ -67,23 +124,38 @@ impl Slots {
     ) -> Result<(), Error> {
         let slot = (self.in_force + 1) % SLOTS as u32;
         let places = hosts::expand(listeners, &host);
+        let allow = tries::rules(&config.allow, &config.allow_listed, &config.trusted);
+        let deny = tries::rules(&config.deny, &config.deny_listed, &[]);
         let bounds = [
-            ("addresses to listen on", places.len(), MAX_LISTENERS / SLOTS),
-            ("networks in kernel.allow", config.allow.len(), MAX_NETWORKS / SLOTS),
-            ("networks in kernel.deny", config.deny.len(), MAX_NETWORKS / SLOTS),
+            // Each address once more, for fragments that show no port.
+            ("addresses to listen on", places.len(), MAX_LISTENERS / SLOTS / 2),
+            ("networks in kernel.allow and trusted_proxies", allow.len(), MAX_NETWORKS / SLOTS),
+            ("networks in kernel.deny", deny.len(), MAX_NETWORKS / SLOTS),
         ];
         for (what, count, most) in bounds {
             if count > most {
                 return Err(Error::TooMany { what, count, most });
             }
         }
+        let ipv4_hosts = ipv4_hosts(&places);
         write_listeners(bpf, slot, &places)?;
-        write_networks(bpf, ALLOW, slot, &config.allow)?;
-        write_networks(bpf, DENY, slot, &config.deny)?;
-        let budget =
-            |config: &Kernel| (config.connections_per_second, config.connection_burst, config.ipv6_prefix);
+        write_ports(bpf, slot, &places, &ipv4_hosts, &mut self.open_ports[slot as usize])?;
+        write_networks(bpf, ALLOW, slot, &allow)?;
+        write_networks(bpf, DENY, slot, &deny)?;
+        let budget = |config: &Kernel| {
+            let Kernel { connections_per_second, connection_burst, ipv6_prefix, ceiling, .. } = config;
+            (*connections_per_second, *connection_burst, *ipv6_prefix, *ceiling)
+        };
         let epoch = self.epoch.wrapping_add((budget(&config) != budget(&self.config)).into());
-        let policy = policy(&config, self.generation + 1, epoch);
+        let lists = [(!allow.is_empty(), HAS_ALLOW), (!deny.is_empty(), HAS_DENY)];
+        let policy = Policy {
+            generation: self.generation + 1,
+            epoch,
+            shed_key: self.shed_key,
+            segment_bytes: self.segment_bytes,
+            ipv4_hosts: in_memory(&ipv4_hosts),
+            ..policy(&config, &lists)
+        };
         array(bpf, POLICY)?.set(slot, policy, 0).map_err(Error::map(POLICY))?;
         array(bpf, SELECTOR)?.set(0, slot, 0).map_err(Error::map(SELECTOR))?;
         self.in_force = slot;
@@ -100,19 +172,89 @@ impl Slots {
     }
 }
 
-fn policy(config: &Kernel, generation: u64, epoch: u32) -> Policy {
+/// What the configuration says; the rest is the slots' own.
+fn policy(config: &Kernel, lists: &[(bool, u32)]) -> Policy {
     let flags = [
-        (config.monitor, MONITOR),
-        (!config.allow.is_empty(), HAS_ALLOW),
-        (!config.deny.is_empty(), HAS_DENY),
+        (config.strict_fragments, STRICT_FRAGMENTS),
+        (config.ceiling.is_some(), HAS_CEILING),
+        (config.cookies, MAY_SEND_COOKIES),
     ];
+    let set = lists.iter().chain(&flags).filter(|(set, _)| *set);
+    let ceiling = config.ceiling.map_or((1, 1), |ceiling| (ceiling.per_second, ceiling.burst));
+    let new_sources = config.new_sources_per_second;
     Policy {
-        generation,
+        generation: 0,
         budget: Budget::new(config.connections_per_second, config.connection_burst),
-        ipv6_mask: addr::mask(config.ipv6_prefix),
-        flags: flags.into_iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag),
-        epoch,
+        new_sources: Budget::new(new_sources, new_sources),
+        ceiling: Budget::new(ceiling.0, ceiling.1),
+        shed_key: [0; 2],
+        source_mask: addr::mask(config.ipv6_prefix),
+        client_mask: addr::mask(config.client_ipv6_prefix),
+        flags: set.fold(0, |flags, (_, flag)| flags | flag),
+        monitored: config.monitored,
+        epoch: 0,
+        segment_bytes: [0; 2],
+        ipv4_hosts: [0; IPV4_HOSTS],
     }
+}
+
+/// The IPv4 addresses that listen, if the policy has room for all of them.
+fn ipv4_hosts(places: &BTreeMap<SocketAddr, u32>) -> BTreeSet<Ipv4Addr> {
+    let hosts: BTreeSet<Ipv4Addr> = places.keys().filter_map(ipv4).collect();
+    if hosts.len() <= IPV4_HOSTS { hosts } else { BTreeSet::new() }
+}
+
+fn ipv4(place: &SocketAddr) -> Option<Ipv4Addr> {
+    match place.ip().to_canonical() {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn in_memory(hosts: &BTreeSet<Ipv4Addr>) -> [u32; IPV4_HOSTS] {
+    let mut words = [0; IPV4_HOSTS];
+    for (word, host) in words.iter_mut().zip(hosts) {
+        *word = u32::from_ne_bytes(host.octets());
+    }
+    words
+}
+
+/// Makes the slot's ports exactly those of `places`. `open`: those that may be open in it. `hosts`: the IPv4
+/// addresses that the policy itself holds.
+fn write_ports(
+    bpf: &mut Ebpf,
+    slot: u32,
+    places: &BTreeMap<SocketAddr, u32>,
+    hosts: &BTreeSet<Ipv4Addr>,
+    open: &mut BTreeSet<u16>,
+) -> Result<(), Error> {
+    let failed = Error::map(PORTS);
+    let mut ports = array::<Port>(bpf, PORTS)?;
+    let mut at: BTreeMap<u16, (u32, BTreeSet<Ipv4Addr>)> = BTreeMap::new();
+    for (place, listener) in places {
+        at.entry(place.port()).or_insert((*listener, BTreeSet::new())).1.extend(ipv4(place));
+    }
+    let closed = open.iter().filter(|port| !at.contains_key(port));
+    for port in closed {
+        ports.set(Port::place(slot, *port), Port(0), 0).map_err(&failed)?;
+    }
+    for (port, (listener, at)) in &at {
+        // Of several listeners at a port only the map knows which is whose.
+        let one = places.iter().all(|(place, other)| place.port() != *port || other == listener);
+        let port = (Port::place(slot, *port), Port::new(*listener, one && !hosts.is_empty() && at == hosts));
+        ports.set(port.0, port.1, 0).map_err(&failed)?;
+    }
+    *open = at.into_keys().collect();
+    Ok(())
+}
+
+/// What fits into a packet on all of these interfaces.
+fn segment_bytes(interfaces: &[String]) -> [u16; 2] {
+    let mtu = interfaces.iter().filter_map(|name| sys::mtu(name).ok()).min().unwrap_or(DEFAULT_MTU);
+    HEADER_BYTES.map(|headers| {
+        let bytes = mtu.saturating_sub(headers).max(LEAST_SEGMENT_BYTES);
+        u16::try_from(bytes).unwrap_or(u16::MAX)
+    })
 }
 
 /// Makes the slot's listeners exactly `places`.
@@ -128,51 +270,50 @@ fn write_listeners(bpf: &mut Ebpf, slot: u32, places: &BTreeMap<SocketAddr, u32>
         map.remove(&key).map_err(&failed)?;
     }
     for (place, index) in places {
-        let key = Listener { slot, address: place.ip().into(), port: place.port(), protocol: TCP };
-        map.insert(key, *index, 0).map_err(&failed)?;
+        for port in [place.port(), 0] {
+            let key = Listener { slot, address: place.ip().into(), port, protocol: TCP };
+            map.insert(key, *index, 0).map_err(&failed)?;
+        }
     }
     Ok(())
 }
 
-/// Makes the slot's part of a list exactly `networks`.
-fn write_networks(bpf: &mut Ebpf, name: &'static str, slot: u32, networks: &[IpNet]) -> Result<(), Error> {
+/// Makes the slot's part of a list exactly `rules`; those that the other slot has too keep their hits.
+fn write_networks(
+    bpf: &mut Ebpf,
+    name: &'static str,
+    slot: u32,
+    rules: &[(IpNet, Rule)],
+) -> Result<(), Error> {
     let failed = Error::map(name);
     let mut trie = LpmTrie::<_, Source, Rule>::try_from(map_mut(bpf, name)?).map_err(&failed)?;
-    let ours = Family::ALL.map(|family| Source::new(slot, family, Address::from_words([0; 4])).scope);
-    let mut old = Vec::new();
-    for key in trie.keys() {
-        let key = key.map_err(&failed)?;
-        if ours.contains(&key.data().scope) {
+    let (mut old, mut hits) = (Vec::new(), Table::new());
+    for entry in trie.iter() {
+        let (key, rule) = entry.map_err(&failed)?;
+        if key.data().slot == slot {
             old.push(key);
+        } else {
+            hits.insert((key.prefix_len(), Source { slot, ..key.data() }), rule.hits);
         }
     }
     for key in old {
         trie.remove(&key).map_err(&failed)?;
     }
-    for (index, network) in (0..).zip(networks) {
-        trie.insert(&trie_key(slot, *network), Rule { index }, 0).map_err(&failed)?;
+    for (network, rule) in rules {
+        let key = trie_key(slot, *network);
+        let hits = hits.get(&(key.prefix_len(), key.data())).copied().unwrap_or_default();
+        trie.insert(&key, Rule { hits, ..*rule }, 0).map_err(&failed)?;
     }
     Ok(())
 }
 
 fn trie_key(slot: u32, network: IpNet) -> Key<Source> {
-    let network = unmapped(network).trunc();
     let family = if network.addr().is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
     let bits = Source::prefix_bits(family, network.prefix_len());
     Key::new(bits, Source::new(slot, family, network.addr().into()))
 }
 
-/// `::ffff:10.0.0.0/104` is a way to write 10.0.0.0/8.
-fn unmapped(network: IpNet) -> IpNet {
-    let IpNet::V6(mapped) = network else { return network };
-    let address = mapped.addr().to_ipv4_mapped().filter(|_| mapped.prefix_len() >= 96);
-    match address {
-        Some(address) => IpNet::new(address.into(), mapped.prefix_len() - 96).expect("at most 128 - 96 bits"),
-        None => network,
-    }
-}
-
-fn array<'a, V: aya::Pod>(
+pub fn array<'a, V: aya::Pod>(
     bpf: &'a mut Ebpf,
     name: &'static str,
 ) -> Result<Array<&'a mut aya::maps::MapData, V>, Error> {
@@ -183,7 +324,7 @@ pub fn map<'a>(bpf: &'a Ebpf, name: &'static str) -> Result<&'a Map, Error> {
     bpf.map(name).ok_or_else(|| absent(name))
 }
 
-fn map_mut<'a>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Map, Error> {
+pub fn map_mut<'a>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Map, Error> {
     bpf.map_mut(name).ok_or_else(|| absent(name))
 }
 
@@ -198,15 +339,15 @@ mod tests {
     #[test]
     fn a_network_becomes_a_key_of_its_own_family() {
         let rows = [
-            ("10.1.2.3/8", "10.0.0.0", 0x100, 32 + 96 + 8),
-            ("0.0.0.0/0", "0.0.0.0", 0x100, 32 + 96),
-            ("::/0", "::", 0x101, 32),
-            ("2001:db8::1/32", "2001:db8::", 0x101, 32 + 32),
-            ("::ffff:10.0.0.0/104", "10.0.0.0", 0x100, 32 + 96 + 8),
+            ("10.0.0.0/8", "10.0.0.0", 0, 64 + 96 + 8),
+            ("0.0.0.0/0", "0.0.0.0", 0, 64 + 96),
+            ("::/0", "::", 1, 64),
+            ("2001:db8::/32", "2001:db8::", 1, 64 + 32),
         ];
-        for (text, address, scope, bits) in rows {
+        for (text, address, family, bits) in rows {
             let key = trie_key(1, text.parse().unwrap());
-            let expected = Source { scope, address: address.parse::<IpAddr>().unwrap().into() };
+            let address = address.parse::<IpAddr>().unwrap().into();
+            let expected = Source { slot: 1, family, address };
             assert_eq!((key.prefix_len(), key.data()), (bits, expected), "{text}");
         }
     }

@@ -27,15 +27,18 @@ pub struct Program {
 }
 
 /// What became of a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trial {
     pub action: Action,
+    /// The frame as it came out.
+    pub frame: Vec<u8>,
     /// Mean over the repetitions.
     pub duration: Duration,
 }
 
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
 /// TC's -1.
 const TCX_NEXT: u32 = u32::MAX;
 const TCX_DROP: u32 = 2;
@@ -62,14 +65,16 @@ impl Program {
     /// by the policy in force, charged and counted like any other.
     pub fn run(&self, frame: &[u8], repeat: u32) -> Result<Trial, Error> {
         let refused = |reason| Error::Refused { program: self.name, reason };
-        let (answer, duration) = sys::test_run(self.descriptor.as_fd(), frame, repeat)
-            .map_err(|error| refused(format!("a frame of {} bytes: {error}", frame.len())))?;
+        let bytes = frame.len();
+        let (answer, frame, duration) = sys::test_run(self.descriptor.as_fd(), frame, repeat)
+            .map_err(|error| refused(format!("a frame of {bytes} bytes: {error}")))?;
         let action = match (self.entry, answer) {
             (Entry::Xdp, XDP_PASS) | (Entry::Tc, TCX_NEXT) => Action::Pass,
             (Entry::Xdp, XDP_DROP) | (Entry::Tc, TCX_DROP) => Action::Drop,
+            (Entry::Xdp, XDP_TX) => Action::Answer,
             (Entry::Xdp | Entry::Tc, answer) => return Err(refused(format!("it answered with {answer}"))),
         };
-        Ok(Trial { action, duration })
+        Ok(Trial { action, frame, duration })
     }
 }
 

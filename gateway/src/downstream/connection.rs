@@ -3,25 +3,34 @@
 //! The only place on this side that knows hyper's connection type.
 
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http_body::Body as _;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::crowd::Seat;
 use super::io::{Half, Io};
+use super::proxy_protocol;
 use super::warm::Warm;
 use crate::config::Config;
+use crate::limit::concurrency::Permit;
 use crate::proxy::Proxy;
 use crate::proxy::client::{Client, Phase};
-use crate::timer::Timer;
+use crate::proxy::identity::Identity;
+use crate::proxy::{forgotten, identity};
+use crate::timer::{Tick, Timer};
 
+/// How long connections without a request stay open when the gateway drains, and how long what is under way to it
+/// is still accepted: a round trip to anywhere, and no more than that.
+pub const DRAIN_GRACE: Duration = Duration::from_millis(500);
 /// How long a client may take to notice that an answer was the last one.
 const LINGER: Duration = Duration::from_secs(2);
 /// Bytes of a body that hyper may buffer per direction.
@@ -42,47 +51,169 @@ enum End {
 }
 
 /// Serves `stream` until either side closes it.
-pub async fn serve(proxy: Rc<Proxy>, warm: Rc<Warm>, stream: TcpStream, peer: SocketAddr) {
-    let Ok(local) = stream.local_addr() else { return };
+pub async fn serve(proxy: Rc<Proxy>, warm: Rc<Warm>, seat: Seat, stream: TcpStream, peer: SocketAddr) {
+    if let Some((io, _of_source)) = begin(&proxy, &warm, stream, peer).await {
+        seat.take(&io);
+        converse(&proxy, &warm, &io).await;
+        proxy.took_leave(&io.client);
+    }
+}
+
+/// Finds out who is there, and takes a place among the connections of that source; `None`: nobody that is to be
+/// served.
+async fn begin(
+    proxy: &Proxy,
+    warm: &Warm,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> Option<(Rc<Io>, Option<Permit>)> {
     let header_read = proxy.local().snapshot.config.timeouts.header_read;
     let task = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-    let client = Client::new(peer, local, &proxy.wheel, header_read, &task);
-    let io = Io::new(stream, client.clone());
+    let (source, read) = if proxy.local().snapshot.config.proxy_protocol {
+        // Boxed so that it costs nothing afterwards.
+        Box::pin(announced(proxy, &stream, peer, &task)).await?
+    } else {
+        (None, Bytes::new())
+    };
+    let of_source = place_of_source(proxy, source.unwrap_or(peer).ip())?;
+    let client = Client::new(source.unwrap_or(peer), &proxy.wheel, header_read, &task);
+    client.relayed.set(source.is_some());
     client.timer.arm(client.timer.now().plus(header_read));
-    let cells = &proxy.registry.workers[proxy.worker];
-    cells.open.add(1);
-    while parked(&proxy, &io).await {
-        warm.admit(&io);
+    let io = Io::new(stream, client, warm.scratch.clone());
+    io.read_before(read);
+    Some((io, of_source))
+}
+
+/// A place for a connection of `source`, or none where it needs none; `None`: it has as many as it may.
+fn place_of_source(proxy: &Proxy, source: IpAddr) -> Option<Option<Permit>> {
+    // Connections are counted in one scope.
+    const SCOPE: u32 = 0;
+    let snapshot = &proxy.local().snapshot;
+    let config = &snapshot.config;
+    if identity::is_trusted(source.to_canonical(), &config.trusted_proxies) {
+        return Some(None);
+    }
+    let address = Identity::of_peer(source, false, config.client_ipv6_prefix).address;
+    let place = snapshot.limits.sources.enter(SCOPE, address, config.connections.max_per_source);
+    if place.is_none() {
+        proxy.registry.workers[proxy.worker].refused_of_source.add(1);
+    }
+    place.map(Some)
+}
+
+/// What the load balancer at `peer` says in a PROXY header: the source, and what it sent behind it.
+async fn announced(
+    proxy: &Proxy,
+    stream: &TcpStream,
+    peer: SocketAddr,
+    task: &Waker,
+) -> Option<(Option<SocketAddr>, Bytes)> {
+    let timer = Timer::new(&proxy.wheel);
+    timer.register(task);
+    timer.arm(timer.now().plus(proxy.local().snapshot.config.timeouts.header_read));
+    let patient = || {
+        if proxy.draining.get() {
+            timer.arm_sooner(timer.now().plus(DRAIN_GRACE));
+        }
+        !timer.expired()
+    };
+    let received = proxy_protocol::receive(stream, patient).await;
+    let address = peer.ip().to_canonical();
+    let fault = match received {
+        Ok(Some((header, behind))) => {
+            if identity::is_trusted(address, &proxy.local().snapshot.config.trusted_proxies) {
+                return Some((header.source, behind));
+            }
+            forgotten::warn(address, "PROXY");
+            "the peer is not in trusted_proxies"
+        }
+        Ok(None) => return None,
+        Err(fault) => fault,
+    };
+    tracing::debug!(%peer, fault, "refused a connection for its PROXY header");
+    proxy.registry.workers[proxy.worker].proxy_headers_refused.add(1);
+    None
+}
+
+/// Serves, parks and serves again.
+async fn converse(proxy: &Rc<Proxy>, warm: &Warm, io: &Rc<Io>) {
+    let client = &io.client;
+    loop {
+        match parked(proxy, io).await {
+            Woken::Readable => {}
+            Woken::Expired if proxy.draining.get() => return finish(proxy, io).await,
+            Woken::Expired => return count_expiry(proxy, io),
+            Woken::Gone => return,
+        }
+        warm.admit(io);
         // Boxed so that a parked connection's task is small.
-        match Box::pin(run(&proxy, &io)).await {
+        match Box::pin(run(proxy, io)).await {
             End::Parked => continue,
-            End::Finished => finish(&proxy, &io).await,
+            End::Finished => {
+                let stall = proxy.local().snapshot.config.timeouts.body_stall;
+                client.timer.arm(proxy.wheel.now().plus(stall));
+                if io.release_held(|| !client.timer.expired()).await.is_ok() {
+                    finish(proxy, io).await;
+                }
+            }
             End::Refused(status) => {
-                let answer = proxy.refuse_head(status, &client);
+                let answer = proxy.refuse_head(status, client);
                 client.timer.arm(proxy.wheel.now().plus(LINGER));
                 if io.write_all(&answer, || !client.timer.expired()).await.is_ok() {
-                    finish(&proxy, &io).await;
+                    finish(proxy, io).await;
                 }
             }
             End::Aborted => {}
         }
         break;
     }
-    cells.open.sub(1);
 }
 
-/// Waits without buffers; true when there is something to read.
-async fn parked(proxy: &Proxy, io: &Io) -> bool {
+/// How a wait without buffers ended.
+enum Woken {
+    /// There is something to read.
+    Readable,
+    /// Nothing came in time.
+    Expired,
+    /// The socket failed, or is needed for another.
+    Gone,
+}
+
+/// Waits without buffers.
+async fn parked(proxy: &Proxy, io: &Io) -> Woken {
     let cells = &proxy.registry.workers[proxy.worker];
     cells.parked.add(1);
-    let readable = poll_fn(|cx| match io.poll_readable(cx) {
-        Poll::Ready(ready) => Poll::Ready(ready.is_ok()),
-        Poll::Pending if io.client.timer.expired() || proxy.draining.get() => Poll::Ready(false),
-        Poll::Pending => Poll::Pending,
+    let woken = poll_fn(|cx| {
+        // Even if something has just come: another has its place already.
+        if io.evicted.get() || proxy.blocks(&io.client) {
+            return Poll::Ready(Woken::Gone);
+        }
+        match io.poll_readable(cx) {
+            Poll::Ready(Ok(())) => return Poll::Ready(Woken::Readable),
+            Poll::Ready(Err(_)) => return Poll::Ready(Woken::Gone),
+            Poll::Pending => {}
+        }
+        hasten(proxy, &io.client);
+        if io.client.timer.expired() { Poll::Ready(Woken::Expired) } else { Poll::Pending }
     })
     .await;
     cells.parked.sub(1);
-    readable
+    woken
+}
+
+/// While the gateway drains, a client that is between two requests, or before its first, has little time left to
+/// ask: whoever asks is served, and nobody finds the connection closed under a request that is on its way.
+fn hasten(proxy: &Proxy, client: &Client) {
+    if proxy.draining.get() && client.phase.get() == Phase::Idle {
+        client.timer.arm_sooner(client.timer.now().plus(DRAIN_GRACE));
+    }
+}
+
+/// A deadline has passed between two requests, or in a head.
+fn count_expiry(proxy: &Proxy, io: &Io) {
+    let ended = &proxy.registry.workers[proxy.worker].ended;
+    let idle = io.client.phase.get() == Phase::Idle && io.client.requests.get() > 0;
+    if idle { ended.idle.add(1) } else { ended.head.add(1) }
 }
 
 async fn run(proxy: &Rc<Proxy>, io: &Rc<Io>) -> End {
@@ -93,13 +224,15 @@ async fn run(proxy: &Rc<Proxy>, io: &Rc<Io>) -> End {
         proxy.clone().respond(client.clone(), request)
     });
     // The snapshot is not kept: a connection would hold an old one, and its upstream connections, for life.
+    let buffer_bytes = buffer_bytes(&proxy.local().snapshot.config);
+    // A read in its buffer, one in the body's channel, and as much again to be sure.
+    io.hyper_holds.set(4 * buffer_bytes as u64);
     let builder = builder(&proxy.local().snapshot.config);
     let mut http = builder.serve_connection(TokioIo::new(Half(io.clone())), service);
     let stall = Timer::new(&proxy.wheel);
-    let mut drained = false;
     let end = poll_fn(|cx| {
-        if proxy.draining.get() && !std::mem::replace(&mut drained, true) {
-            Pin::new(&mut http).graceful_shutdown();
+        if (io.evicted.get() || proxy.blocks(client)) && !io.client.is_busy() && !io.blocked.get() {
+            return Poll::Ready(End::Aborted);
         }
         if let Poll::Ready(result) = Pin::new(&mut http).poll(cx) {
             return Poll::Ready(match (result, io.refused()) {
@@ -123,20 +256,43 @@ async fn run(proxy: &Rc<Proxy>, io: &Rc<Io>) -> End {
 fn poll_between(proxy: &Proxy, io: &Io, stall: &Timer, cx: &mut Context<'_>) -> Poll<End> {
     let client = &io.client;
     let released = io.poll_release_held(cx);
-    if io.flush_interim(cx).is_err() || matches!(released, Poll::Ready(Err(_))) || client.timer.expired() {
+    if io.flush_interim(cx).is_err() || matches!(released, Poll::Ready(Err(_))) {
         return Poll::Ready(End::Aborted);
     }
-    let cut_short = client.phase.get() == Phase::Receiving && client.starved.get();
-    if io.end_kept.get() && (!client.is_busy() || cut_short && !io.cut_told.replace(true)) {
-        cx.waker().wake_by_ref();
-    }
-    if io.blocked.get() || client.phase.get() == Phase::Receiving {
-        let due = io.moved.get().plus(proxy.local().snapshot.config.timeouts.body_stall);
-        if client.timer.now() >= due {
+    hasten(proxy, client);
+    if client.timer.expired() {
+        if client.is_busy() {
+            return Poll::Ready(give_up(io));
+        }
+        if !io.blocked.get() {
+            // The client's socket stays open for what it may be sending just now.
+            if proxy.draining.get() && client.phase.get() == Phase::Idle {
+                return Poll::Ready(End::Finished);
+            }
+            count_expiry(proxy, io);
             return Poll::Ready(End::Aborted);
         }
+        // Between two requests, but the client has not taken all of the last answer: it is not idle yet.
+        client.timer.arm(client.timer.now().plus(proxy.local().snapshot.config.timeouts.idle));
+    }
+    if client.phase.get() == Phase::Received && io.is_reset(cx) {
+        return Poll::Ready(End::Aborted);
+    }
+    if io.blocked.get() || client.phase.get() == Phase::Receiving || client.answering.get() {
+        let local = proxy.local();
+        let config = &local.snapshot.config;
+        let due = io.moved.get().plus(config.timeouts.body_stall);
+        let ended = &proxy.registry.workers[proxy.worker].ended;
+        if client.timer.now() >= due {
+            ended.stalled.add(u64::from(is_asked(io)));
+            return Poll::Ready(give_up(io));
+        }
+        let Some(judged) = pace(io, config) else {
+            ended.slow.add(1);
+            return Poll::Ready(give_up(io));
+        };
         stall.register(cx.waker());
-        stall.arm(due);
+        stall.arm(due.min(judged));
     }
     if io.park.get() && client.phase.get() == Phase::Idle && !io.blocked.get() {
         return Poll::Ready(End::Parked);
@@ -144,22 +300,66 @@ fn poll_between(proxy: &Proxy, io: &Io, stall: &Timer, cx: &mut Context<'_>) -> 
     Poll::Pending
 }
 
+/// A deadline has passed. Where nothing is asked of the client, the upstream is the one that waits.
+fn give_up(io: &Io) -> End {
+    let client = &io.client;
+    client.let_down.set(client.answering.get() && !is_asked(io));
+    End::Aborted
+}
+
+/// Whether something is to come from the client, or to be taken by it.
+fn is_asked(io: &Io) -> bool {
+    io.blocked.get() || io.client.phase.get() == Phase::Receiving
+}
+
+/// When the client's pace is judged next; `None`: it has been waited for all the time, and moved too little.
+///
+/// Only what is up to the client counts: a body that its reader waits for, an answer that its socket does not take.
+fn pace(io: &Io, config: &Config) -> Option<Tick> {
+    let client = &io.client;
+    let (now, rate, stretch) =
+        (client.timer.now(), config.connections.min_body_rate, config.timeouts.body_rate);
+    let starved = client.phase.get() == Phase::Receiving && client.starved.get();
+    if rate == 0 || !(io.blocked.get() || starved) {
+        io.awaited.set(None);
+        return Some(Tick::NEVER);
+    }
+    if let Some((since, before)) = io.awaited.get() {
+        let due = since.plus(stretch);
+        if now < due {
+            return Some(due);
+        }
+        if ((io.bytes.get() - before) as f64) < f64::from(rate) * stretch.as_secs_f64() {
+            return None;
+        }
+    }
+    io.awaited.set(Some((now, io.bytes.get())));
+    Some(now.plus(stretch))
+}
+
 /// Closes in the order that lets the client read the last answer.
 async fn finish(proxy: &Proxy, io: &Io) {
     let timer = &io.client.timer;
     timer.arm(proxy.wheel.now().plus(LINGER));
-    io.close(|| !timer.expired()).await;
+    io.close(proxy.draining.get(), || !timer.expired()).await;
+}
+
+/// hyper refuses a head only when its buffer is full, which also holds a body's bytes.
+fn buffer_bytes(config: &Config) -> usize {
+    config.head.max_bytes.max(BUFFER_BYTES)
 }
 
 fn builder(config: &Config) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
-        // One flat buffer and one `send` for head and body: measured 7 % cheaper than `writev`.
-        .writev(false)
+        // hyper reads on during an answer only to find an end of input and take it for an abort, and
+        // needs a second buffer for it.
+        .half_close(true)
+        // `Io` decides what goes out flat.
+        .writev(true)
         .auto_date_header(false)
         .max_header_size(config.head.max_bytes)
-        // hyper refuses a head only when its buffer is full, which also holds a body's bytes.
-        .max_buf_size(config.head.max_bytes.max(BUFFER_BYTES));
+        .max_buf_size(buffer_bytes(config));
     if config.head.max_headers != DEFAULT_MAX_HEADERS {
         builder.max_headers(config.head.max_headers);
     }

@@ -17,6 +17,11 @@ pub struct Framing {
 }
 
 impl Framing {
+    /// Passes over a read that lies within a body.
+    pub fn skip(&mut self) {
+        self.pending = Vec::new();
+    }
+
     /// Takes one read; returns the request lines of heads framed twice. `in_body`: the bytes are
     /// expected to be a request's body, so that a head can only follow it.
     pub fn feed(&mut self, bytes: &[u8], in_body: bool) -> Vec<Vec<u8>> {
@@ -30,7 +35,7 @@ impl Framing {
         let window = if self.pending.is_empty() { bytes } else { &self.pending };
         let found = if mentions_transfer_encoding(window) { search(window) } else { Vec::new() };
         let rest = after_last_blank_line(window);
-        let limit = if in_body { MAX_PENDING_IN_BODY } else { MAX_PENDING };
+        let limit = if in_body && !holds_request_line(rest) { MAX_PENDING_IN_BODY } else { MAX_PENDING };
         let from = window.len() - rest.len().min(limit);
         self.pending = window[from..].to_vec();
         found
@@ -51,24 +56,38 @@ fn mentions_transfer_encoding(bytes: &[u8]) -> bool {
     })
 }
 
+/// A field's value and the end of a body can look like a request line: every line that does is named
+/// which has both fields behind it.
 fn search(window: &[u8]) -> Vec<Vec<u8>> {
-    let (mut request_line, mut length, mut encoding) = (None, false, false);
+    let (mut request_lines, mut length, mut encoding) = (Vec::new(), None::<usize>, None);
     let mut found = Vec::new();
-    for line in window.split(|&byte| byte == b'\n') {
+    for (number, line) in window.split(|&byte| byte == b'\n').enumerate() {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0") {
-            (request_line, length, encoding) = (Some(line), false, false);
+        if is_request_line(line) {
+            request_lines.push((number, line));
         } else if line.is_empty() {
-            if let (Some(line), true, true) = (request_line, length, encoding) {
-                found.push(line.to_vec());
-            }
-            (request_line, length, encoding) = (None, false, false);
-        } else {
-            length |= starts_with(line, b"content-length");
-            encoding |= starts_with(line, b"transfer-encoding");
+            let both =
+                length.take().zip(encoding.take()).map_or(0, |(length, encoding)| length.min(encoding));
+            let before = request_lines.drain(..).filter(|(number, _)| *number < both);
+            found.extend(before.map(|(_, line)| line.to_vec()));
+        } else if starts_with(line, b"content-length") {
+            length = Some(number);
+        } else if starts_with(line, b"transfer-encoding") {
+            encoding = Some(number);
         }
     }
     found
+}
+
+fn is_request_line(line: &[u8]) -> bool {
+    line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0")
+}
+
+fn holds_request_line(window: &[u8]) -> bool {
+    memchr::memmem::find_iter(window, b" HTTP/1.").any(|at| {
+        let line = window[at..].split(|&byte| byte == b'\n').next().unwrap_or_default();
+        is_request_line(line.strip_suffix(b"\r").unwrap_or(line))
+    })
 }
 
 /// httparse takes a bare LF for a line's end, so two of them end a head as well.

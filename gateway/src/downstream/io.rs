@@ -1,12 +1,12 @@
 //! A client's socket, as hyper reads and writes it and as the connection's task looks at it.
 //!
 //! It sees the raw bytes, and four things happen here because they happen nowhere else: a head
-//! framed twice is noted, the end of input after a complete request is kept from hyper (it is no
-//! abort), interim responses go out before the final one, and hyper's own refusal of a malformed
-//! head is held back so that the gateway's can take its place.
+//! framed twice is noted, a reset while nothing is read is noticed (an end of input is no abort),
+//! interim responses go out before the final one, and hyper's own refusal of a malformed head is
+//! held back so that the gateway's can take its place.
 
 use std::cell::{Cell, RefCell};
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -24,9 +24,17 @@ enum Stream {
     Tcp(TcpStream),
 }
 
+/// Up to this size head and body are copied together and go out in one `send`, which costs less than
+/// `writev`; above it, copying costs more.
+const FLAT_BYTES: usize = 4 * 1024;
+
+/// What a worker's connections put small answers together in.
+pub type Scratch = Rc<RefCell<Vec<u8>>>;
+
 pub struct Io {
     pub client: Rc<Client>,
     stream: RefCell<Stream>,
+    scratch: Scratch,
     framing: RefCell<Framing>,
     /// Read before hyper was rebuilt, to be read again.
     unread: RefCell<Bytes>,
@@ -34,14 +42,23 @@ pub struct Io {
     held: Cell<Option<&'static [u8]>>,
     /// The client sends no more.
     pub ended: Cell<bool>,
-    /// That end is kept from hyper until the request is answered.
-    pub end_kept: Cell<bool>,
-    /// hyper has been asked to look at an end that cuts a body short; once, since it may not care.
-    pub cut_told: Cell<bool>,
+    /// Bytes or an end wait in the socket: what comes behind them is not seen before they are read.
+    ahead: Cell<bool>,
     /// The client does not read: the last write found the socket full.
     pub blocked: Cell<bool>,
     /// When a byte last moved in either direction.
     pub moved: Cell<Tick>,
+    /// How many have.
+    pub bytes: Cell<u64>,
+    /// Since when the client has been waited for, and how many had moved then.
+    pub awaited: Cell<Option<(Tick, u64)>>,
+    /// Its place in the worker's crowd, the requests it had had when that was last looked at, and whether it is to
+    /// make room for another.
+    pub number: Cell<u64>,
+    pub requests_seen: Cell<u32>,
+    pub evicted: Cell<bool>,
+    /// The most bytes of a body that hyper has read and not given to the body's reader.
+    pub hyper_holds: Cell<u64>,
     /// Read from since the warm set last looked.
     pub used: Cell<bool>,
     /// The warm set asks for this connection's buffers.
@@ -59,19 +76,25 @@ const REFUSALS: [(&[u8], u16); 3] = [
 ];
 
 impl Io {
-    pub fn new(stream: TcpStream, client: Rc<Client>) -> Rc<Self> {
+    pub fn new(stream: TcpStream, client: Rc<Client>, scratch: Scratch) -> Rc<Self> {
         let now = client.timer.now();
         Rc::new(Self {
             client,
             stream: RefCell::new(Stream::Tcp(stream)),
+            scratch,
             framing: RefCell::default(),
             unread: RefCell::default(),
             held: Cell::new(None),
             ended: Cell::new(false),
-            end_kept: Cell::new(false),
-            cut_told: Cell::new(false),
+            ahead: Cell::new(false),
             blocked: Cell::new(false),
             moved: Cell::new(now),
+            bytes: Cell::new(0),
+            awaited: Cell::new(None),
+            number: Cell::new(0),
+            requests_seen: Cell::new(0),
+            evicted: Cell::new(false),
+            hyper_holds: Cell::new(u64::MAX / 2),
             used: Cell::new(false),
             park: Cell::new(false),
         })
@@ -87,10 +110,32 @@ impl Io {
         }
     }
 
+    /// Whether the client has reset the connection, as far as can be seen without reading; once it
+    /// has not, the task is woken when it does. Costs a system call only where something has come.
+    pub fn is_reset(&self, cx: &mut Context<'_>) -> bool {
+        if self.ahead.get() {
+            return false;
+        }
+        let mut byte = [0];
+        let peeked = match &*self.stream.borrow() {
+            Stream::Tcp(stream) => stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)),
+        };
+        self.ahead.set(peeked.is_ready());
+        matches!(peeked, Poll::Ready(Err(_)))
+    }
+
     /// Puts back what hyper had read and not used.
     pub fn put_back(&self, bytes: Bytes) {
         // An empty slice would keep the whole buffer behind it.
         *self.unread.borrow_mut() = if bytes.is_empty() { Bytes::new() } else { bytes };
+    }
+
+    /// Takes in what was read from the socket before there was an `Io`.
+    pub fn read_before(&self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.saw(&bytes);
+            self.put_back(bytes);
+        }
     }
 
     /// Sends interim responses, unless bytes of an earlier response are still on their way.
@@ -117,6 +162,14 @@ impl Io {
         Poll::Ready(Ok(()))
     }
 
+    /// The same once hyper has gone.
+    pub async fn release_held(&self, patient: impl Fn() -> bool) -> io::Result<()> {
+        match self.held.take() {
+            Some(held) => self.write_all(held, patient).await,
+            None => Ok(()),
+        }
+    }
+
     /// Writes all of `bytes`, unless the client takes longer than is patient.
     pub async fn write_all(&self, mut bytes: &[u8], patient: impl Fn() -> bool) -> io::Result<()> {
         while !bytes.is_empty() {
@@ -131,10 +184,10 @@ impl Io {
 
     /// Ends the output and takes in what the client is still sending, so that closing does not
     /// reset the connection under an answer it has not read yet (RFC 9112 §9.6). Where nothing more
-    /// can come, the socket is simply dropped.
-    pub async fn close(&self, patient: impl Fn() -> bool) {
-        let more = std::future::poll_fn(|cx| Poll::Ready(self.poll_readable(cx).is_ready())).await;
-        if !more && !self.client.unread.get() {
+    /// can come, the socket is simply dropped; `more`: something may, though nothing is there yet.
+    pub async fn close(&self, more: bool, patient: impl Fn() -> bool) {
+        let there = std::future::poll_fn(|cx| Poll::Ready(self.poll_readable(cx).is_ready())).await;
+        if !there && !more && !self.client.unread.get() {
             return;
         }
         let shut = std::future::poll_fn(|cx| match &mut *self.stream.borrow_mut() {
@@ -169,9 +222,21 @@ impl Io {
         let polled = match &mut *self.stream.borrow_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
         };
+        self.wrote(polled)
+    }
+
+    fn poll_write_pieces(&self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let polled = match &mut *self.stream.borrow_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+        };
+        self.wrote(polled)
+    }
+
+    fn wrote(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.blocked.set(polled.is_pending());
-        if polled.is_ready() {
+        if let Poll::Ready(written) = &polled {
             self.moved.set(self.client.timer.now());
+            self.bytes.set(self.bytes.get() + written.as_ref().map_or(0, |&bytes| bytes as u64));
         }
         polled
     }
@@ -189,8 +254,16 @@ impl Io {
     fn saw(&self, bytes: &[u8]) {
         self.used.set(true);
         self.moved.set(self.client.timer.now());
+        self.bytes.set(self.bytes.get() + bytes.len() as u64);
         let phase = self.client.phase.get();
-        let found = self.framing.borrow_mut().feed(bytes, phase == Phase::Receiving);
+        let mut framing = self.framing.borrow_mut();
+        if phase == Phase::Receiving
+            && self.client.body_left.get() > self.hyper_holds.get() + bytes.len() as u64
+        {
+            framing.skip();
+            return;
+        }
+        let found = framing.feed(bytes, phase == Phase::Receiving);
         if !found.is_empty() {
             let mut all = self.client.framed_twice.borrow_mut();
             let room = (MAX_QUOTED + 1).saturating_sub(all.len());
@@ -215,28 +288,11 @@ impl AsyncRead for Half {
         let before = buf.filled().len();
         ready!(io.poll_read_raw(cx, buf))?;
         let new = &buf.filled()[before..];
+        io.ahead.set(false);
         if !new.is_empty() {
             io.saw(new);
         } else if buf.remaining() > 0 {
-            let first = !io.ended.replace(true);
-            let client = &io.client;
-            io.end_kept.set(match client.phase.get() {
-                Phase::Idle | Phase::Head => false,
-                // hyper may hold the body's last bytes: whether it is cut short shows when their reader
-                // has looked once more and found none.
-                Phase::Receiving => {
-                    if first {
-                        client.starved.set(false);
-                        client.timer.wake();
-                    }
-                    !client.starved.get()
-                }
-                Phase::Received => true,
-            });
-            if io.end_kept.get() {
-                // The connection's task polls again when the answer has been given.
-                return Poll::Pending;
-            }
+            io.ended.set(true);
         }
         Poll::Ready(Ok(()))
     }
@@ -260,6 +316,30 @@ impl AsyncWrite for Half {
         io.poll_write_raw(cx, buf)
     }
 
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if let [piece] = pieces {
+            return self.poll_write(cx, piece);
+        }
+        if pieces.iter().map(|piece| piece.len()).sum::<usize>() <= FLAT_BYTES {
+            let scratch = self.0.scratch.clone();
+            let mut flat = scratch.borrow_mut();
+            flat.clear();
+            pieces.iter().for_each(|piece| flat.extend_from_slice(piece));
+            return self.poll_write(cx, &flat);
+        }
+        ready!(self.0.poll_write_interim(cx))?;
+        ready!(self.0.poll_release_held(cx))?;
+        self.0.poll_write_pieces(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -267,5 +347,35 @@ impl AsyncWrite for Half {
     /// The connection's task ends the output itself, after it has looked at how hyper ended.
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::timer::{TICK, Wheel};
+    use std::future::{Future, poll_fn};
+    use std::pin::pin;
+    use std::time::Instant;
+    use tokio::net::TcpListener;
+
+    /// A refusal is written like this, after hyper has gone.
+    #[tokio::test]
+    async fn a_client_that_does_not_read_is_waited_for_until_the_deadline() {
+        // More than the socket buffers of both ends hold.
+        let bytes = vec![b'x'; 64 << 20];
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _reader = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        let started = Instant::now();
+        let wheel = Wheel::new(started);
+        let task = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+        let client = Client::new(peer, &wheel, TICK, &task);
+        let io = Io::new(stream, client.clone(), Scratch::default());
+        client.timer.arm(client.timer.now().plus(TICK));
+        let mut written = pin!(io.write_all(&bytes, || !client.timer.expired()));
+        assert!(poll_fn(|cx| Poll::Ready(written.as_mut().poll(cx))).await.is_pending());
+        wheel.advance(started + 4 * TICK);
+        assert_eq!(written.await.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

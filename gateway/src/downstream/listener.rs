@@ -1,13 +1,17 @@
 //! Listening sockets: bound in one place, given to the workers, accepted from until the drain.
 
-use std::io;
+use std::future::Future;
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
+use super::crowd::Crowd;
 use super::{Warm, serve};
 use crate::config::ListenAddr;
 use crate::proxy::Proxy;
@@ -46,37 +50,119 @@ pub fn bind(address: ListenAddr, workers: NonZeroUsize) -> Result<Vec<TcpListene
     bind_all().map_err(|source| BindError { address, source })
 }
 
-/// Accepts until `drain` is set and the queue is empty.
-pub async fn accept(
+/// A worker's own listener, and what becomes of the connections it accepts.
+pub struct Listener {
     proxy: Rc<Proxy>,
-    listener: tokio::net::TcpListener,
-    drain: tokio::sync::watch::Receiver<bool>,
-) {
-    let warm = Rc::new(Warm::default());
-    let cells = &proxy.registry.workers[proxy.worker];
-    let mut draining = drain.clone();
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            accepted = listener.accept() => accepted,
-            _ = draining.wait_for(|draining| *draining) => return,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                cells.accepted.add(1);
-                tokio::task::spawn_local(serve(proxy.clone(), warm.clone(), stream, peer));
-            }
-            // The client left while it waited.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                if cells.accept_errors.get() == 0 {
-                    tracing::warn!(%error, "cannot accept connections; trying again");
+    warm: Rc<Warm>,
+    pub crowd: Rc<Crowd>,
+    socket: tokio::net::TcpListener,
+}
+
+impl Listener {
+    pub fn new(proxy: &Rc<Proxy>, socket: TcpListener) -> io::Result<Self> {
+        let socket = tokio::net::TcpListener::from_std(socket)?;
+        Ok(Self { proxy: proxy.clone(), warm: Rc::default(), crowd: Crowd::new(proxy), socket })
+    }
+
+    /// Accepts until `end`.
+    pub async fn accept_until(&self, end: impl Future) {
+        let mut end = pin!(end);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                accepted = self.socket.accept() => accepted,
+                _ = &mut end => return,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.admit(stream, peer),
+                Err(error) if has_left(&error) => {}
+                Err(error) => {
+                    self.failed(&error);
+                    self.proxy.wheel.sleep(BACK_OFF).await;
                 }
-                cells.accept_errors.add(1);
-                tokio::time::sleep(BACK_OFF).await;
             }
         }
     }
+
+    /// Lets nobody begin to connect; whoever has begun still arrives. A client that is turned away so asks again a
+    /// second later, and then finds nobody, or this gateway's successor.
+    pub fn refuse_new(&self) {
+        if let Err(error) = SockRef::from(&self.socket).attach_filter(&NO_SYN) {
+            tracing::warn!(%error, "cannot keep new connections away while draining; some may be reset");
+        }
+    }
+
+    /// Accepts what still waits, for it would be reset, and closes the socket.
+    pub fn close(self) {
+        // Without the runtime, which hears of the queue only now and then, and lets a task accept so many.
+        let Self { socket, .. } = &self;
+        let Ok(socket) = socket.as_fd().try_clone_to_owned() else { return };
+        let socket = TcpListener::from(socket);
+        loop {
+            match socket.accept().and_then(|(stream, peer)| Ok((to_tokio(stream)?, peer))) {
+                Ok((stream, peer)) => self.admit(stream, peer),
+                Err(error) if has_left(&error) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return self.failed(&error),
+            }
+        }
+    }
+
+    fn admit(&self, stream: tokio::net::TcpStream, peer: SocketAddr) {
+        let cells = &self.proxy.registry.workers[self.proxy.worker];
+        cells.accepted.add(1);
+        match self.crowd.admit() {
+            Some(seat) => {
+                let (proxy, warm) = (self.proxy.clone(), self.warm.clone());
+                tokio::task::spawn_local(serve(proxy, warm, seat, stream, peer));
+            }
+            None => {
+                cells.refused_in_all.add(1);
+                // It is told why if that costs nothing.
+                let _ = turn_away(stream, &self.proxy.turn_away());
+            }
+        }
+    }
+
+    fn failed(&self, error: &io::Error) {
+        let cells = &self.proxy.registry.workers[self.proxy.worker];
+        if cells.accept_errors.get() == 0 {
+            tracing::warn!(%error, "cannot accept connections");
+        }
+        cells.accept_errors.add(1);
+        // Descriptors or memory are short: what nobody uses makes room for the next try.
+        self.crowd.evict();
+    }
+}
+
+/// Packets that the listening socket takes: all but those that ask for a connection. Classic BPF over the TCP
+/// header: the byte of flags, its bit SYN.
+const NO_SYN: [SockFilter; 4] = [
+    SockFilter::new(BPF_LD_B_ABS, 0, 0, 13),
+    SockFilter::new(BPF_JSET_K, 0, 1, 0x02),
+    SockFilter::new(BPF_RET_K, 0, 0, 0),
+    SockFilter::new(BPF_RET_K, 0, 0, u32::MAX),
+];
+const BPF_LD_B_ABS: u16 = 0x30;
+const BPF_JSET_K: u16 = 0x45;
+const BPF_RET_K: u16 = 0x06;
+
+/// Answers whoever has asked already, without waiting for anything, and closes.
+fn turn_away(stream: tokio::net::TcpStream, answer: &[u8]) -> io::Result<()> {
+    let mut stream = stream.into_std()?;
+    // Closing over unread bytes would reset the connection under the answer.
+    let _ = stream.read(&mut [0; 4096])?;
+    stream.write_all(answer)
+}
+
+/// The client left while it waited.
+fn has_left(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionAborted
+}
+
+fn to_tokio(stream: std::net::TcpStream) -> io::Result<tokio::net::TcpStream> {
+    stream.set_nonblocking(true)?;
+    tokio::net::TcpStream::from_std(stream)
 }
 
 fn open(address: SocketAddr, both_families: bool) -> io::Result<Socket> {

@@ -3,10 +3,13 @@
 //! Only this module touches a client's socket. What a request means is the proxy's business.
 
 mod connection;
+mod crowd;
 mod framing;
 mod io;
 pub mod listener;
+mod proxy_protocol;
 mod warm;
 
-pub use connection::serve;
+pub use connection::{DRAIN_GRACE, serve};
+pub use crowd::{Affordable, Crowd};
 pub use warm::Warm;

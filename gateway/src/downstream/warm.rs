@@ -8,12 +8,13 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 
-use super::io::Io;
+use super::io::{Io, Scratch};
 
 pub const CAPACITY: usize = 256;
 
 #[derive(Default)]
 pub struct Warm {
+    pub scratch: Scratch,
     queue: RefCell<VecDeque<Weak<Io>>>,
 }
 

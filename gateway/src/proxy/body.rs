@@ -1,8 +1,10 @@
 //! The bodies of both directions: what goes upstream, what goes downstream.
 //!
 //! Bytes pass through as they come; nothing is collected. An upstream body moves its own connection
-//! while it is read, and gives it back at its end.
+//! while it is read, and gives it back at its end; a stored one is handed out in the pieces it lies in.
 
+use std::io;
+use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -13,11 +15,15 @@ use hyper::body::Incoming;
 
 use super::client::Client;
 use super::exchange::Exchange;
-use crate::metrics::Outcome;
+use super::headers::Announced;
+use crate::cache::entry::Pieces;
+use crate::cache::flight::{Piece, Reader};
+use crate::metrics::{Cause, Outcome};
 use crate::upstream;
 
 pub type Lease = upstream::Lease<RequestBody>;
 pub type Pool = upstream::Pool<RequestBody>;
+pub type Request = upstream::Outgoing<RequestBody>;
 
 /// A request's body on its way upstream.
 pub enum RequestBody {
@@ -32,7 +38,19 @@ impl RequestBody {
             client.request_ended();
             return Self::Empty;
         }
+        client.starved.set(false);
+        client.body_left.set(body.size_hint().exact().unwrap_or(0));
         Self::Incoming { body, client: client.clone() }
+    }
+
+    /// How its end is to be made known upstream.
+    pub fn announced(&self) -> Announced {
+        match self {
+            Self::Empty => Announced::Nothing,
+            Self::Incoming { body, .. } => {
+                body.size_hint().exact().map_or(Announced::Chunked, Announced::Length)
+            }
+        }
     }
 }
 
@@ -50,6 +68,10 @@ impl http_body::Body for RequestBody {
                 let polled = Pin::new(&mut *body).poll_frame(cx);
                 client.starved.set(polled.is_pending());
                 let frame = ready!(polled);
+                if let Some(Ok(frame)) = &frame {
+                    let taken = frame.data_ref().map_or(0, |data| data.len() as u64);
+                    client.body_left.set(client.body_left.get().saturating_sub(taken));
+                }
                 let ended = frame.as_ref().is_none_or(|frame| frame.as_ref().is_ok_and(Frame::is_trailers));
                 if ended || body.is_end_stream() {
                     client.request_ended();
@@ -80,13 +102,57 @@ pub struct Body {
     exchange: Exchange,
 }
 
-enum Source {
+/// Where the bytes come from.
+pub enum Source {
     /// Made here.
     Full(Option<Bytes>),
-    Upstream {
-        body: Incoming,
-        lease: Option<Lease>,
+    Upstream(Lease),
+    Stored(Stored),
+    /// A fetch that others may read too.
+    Followed {
+        reader: Reader,
+        /// What is still to come, where that is known.
+        left: Option<u64>,
     },
+}
+
+/// What is left of a stored body, or of a part of it.
+pub struct Stored {
+    pieces: Pieces,
+    next: usize,
+    /// Bytes of the next piece that lie before the part.
+    skip: u64,
+    left: u64,
+}
+
+impl Stored {
+    /// `part` lies within the body.
+    pub fn new(pieces: Pieces, part: Range<u64>) -> Self {
+        let (mut next, mut skip) = (0, part.start);
+        while let Some(piece) = pieces.get(next)
+            && skip >= piece.len() as u64
+        {
+            skip -= piece.len() as u64;
+            next += 1;
+        }
+        Self { pieces, next, skip, left: part.end - part.start }
+    }
+
+    fn next(&mut self) -> Option<Bytes> {
+        let piece = self.pieces.get(self.next).filter(|_| self.left > 0)?;
+        let start = std::mem::take(&mut self.skip) as usize;
+        let end = piece.len().min(start.saturating_add(usize::try_from(self.left).unwrap_or(usize::MAX)));
+        self.next += 1;
+        self.left -= (end - start) as u64;
+        Some(piece.slice(start..end))
+    }
+}
+
+impl Source {
+    /// Whether the head came from upstream just now, and for this request alone.
+    pub fn is_upstream(&self) -> bool {
+        matches!(self, Self::Upstream(_))
+    }
 }
 
 impl Body {
@@ -95,9 +161,9 @@ impl Body {
         Self { source: Source::Full(bytes), exchange }
     }
 
-    /// Passes `body` on. An empty one gives its connection back at once.
-    pub fn upstream(body: Incoming, lease: Lease, exchange: Exchange) -> Self {
-        let mut this = Self { source: Source::Upstream { body, lease: Some(lease) }, exchange };
+    /// Passes on what `source` still holds. Without a body, a connection upstream is given back at once.
+    pub fn new(source: Source, exchange: Exchange) -> Self {
+        let mut this = Self { source, exchange };
         if this.is_end_stream() {
             this.end();
         }
@@ -105,39 +171,49 @@ impl Body {
     }
 
     fn end(&mut self) {
-        if let Source::Upstream { lease, .. } = &mut self.source
-            && let Some(lease) = lease.take()
-        {
+        if let Source::Upstream(lease) = &mut self.source {
             lease.release(self.exchange.client().timer.now());
         }
         self.exchange.complete();
     }
 }
 
+impl Drop for Body {
+    fn drop(&mut self) {
+        if self.exchange.client().let_down.get()
+            && let Source::Upstream(lease) = &mut self.source
+        {
+            lease.fail(Cause::BodyTimeout);
+        }
+    }
+}
+
 impl http_body::Body for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = upstream::Error<hyper::Error>;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
         let frame = match &mut this.source {
             Source::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Source::Upstream { body, lease } => {
-                let mute = &this.exchange.client().mute;
-                ready!(mute.poll(|cx| {
-                    let polled = Pin::new(&mut *body).poll_frame(cx);
-                    match lease {
-                        Some(lease) if polled.is_pending() => lease.poll_driver(cx),
-                        _ => return polled,
-                    }
-                    Pin::new(&mut *body).poll_frame(cx)
-                }))
-            }
+            Source::Upstream(lease) => ready!(lease.poll_frame(cx)),
+            Source::Stored(stored) => stored.next().map(|bytes| Ok(Frame::data(bytes))),
+            Source::Followed { reader, left } => match ready!(reader.poll_piece(cx)) {
+                Piece::Data(bytes) => {
+                    *left = left.map(|left| left.saturating_sub(bytes.len() as u64));
+                    Some(Ok(Frame::data(bytes)))
+                }
+                Piece::Trailers(trailers) => Some(Ok(Frame::trailers(trailers))),
+                Piece::End => None,
+                Piece::Broken => Some(Err(upstream::Error::Io(io::Error::other("the response broke off")))),
+            },
         };
         match &frame {
+            // It counts as an abort, which it is until it ends otherwise.
+            Some(Err(upstream::Error::Request(_))) => {}
             Some(Err(_)) => this.exchange.fail(Outcome::UpstreamFailed),
             Some(Ok(_)) if !this.is_end_stream() => {}
             Some(Ok(_)) | None => this.end(),
@@ -148,14 +224,19 @@ impl http_body::Body for Body {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Full(bytes) => bytes.is_none(),
-            Source::Upstream { body, .. } => body.is_end_stream(),
+            Source::Upstream(lease) => lease.is_end_stream(),
+            Source::Stored(stored) => stored.left == 0,
+            // hyper reads no further than the length it has announced.
+            Source::Followed { left, .. } => *left == Some(0),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Source::Upstream { body, .. } => body.size_hint(),
+            Source::Upstream(lease) => lease.size_hint(),
+            Source::Stored(stored) => SizeHint::with_exact(stored.left),
+            Source::Followed { left, .. } => left.map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }
 }

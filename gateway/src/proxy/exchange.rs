@@ -3,10 +3,12 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 
 use super::Local;
 use super::client::{Client, Phase};
+use super::identity::Identity;
+use crate::limit::concurrency::Permit;
 use crate::metrics::Outcome;
 
 /// Lives from the request's head to the end of its response's body. Dropped before either is
@@ -14,9 +16,13 @@ use crate::metrics::Outcome;
 pub struct Exchange {
     client: Rc<Client>,
     local: Rc<Local>,
+    /// Who asks: the peer, until its headers are read.
+    pub identity: Identity,
     /// `None`: the request belongs to no route.
     route: Option<usize>,
     started: Instant,
+    /// Its places under limits of concurrency.
+    permits: Vec<Permit>,
     status: StatusCode,
     outcome: Outcome,
 }
@@ -30,8 +36,10 @@ impl Exchange {
         Self {
             client: client.clone(),
             local: local.clone(),
+            identity: client.standing(&local.snapshot).identity,
             route: None,
             started: Instant::now(),
+            permits: Vec::new(),
             status: StatusCode::from_u16(CLIENT_CLOSED_REQUEST).expect("three digits"),
             outcome: Outcome::ClientAbort,
         }
@@ -41,13 +49,32 @@ impl Exchange {
         &self.client
     }
 
-    pub fn routed(&mut self, route: usize) {
+    /// Takes the word of a trusted peer for who asks.
+    pub fn identify(&mut self, headers: &HeaderMap) {
+        let config = &self.local.snapshot.config;
+        let (trusted, prefix) = (&config.trusted_proxies, config.client_ipv6_prefix);
+        self.identity = Identity::behind(self.identity, headers, trusted, prefix);
+    }
+
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Keeps `permits` to the end of the response's body.
+    pub fn hold(&mut self, permits: Vec<Permit>) {
+        self.permits = permits;
+    }
+
+    /// Counts it as under way on its route; false: pressure leaves no room for it.
+    pub fn routed(&mut self, route: usize) -> bool {
         self.route = Some(route);
+        self.local.snapshot.routes[route].gate.begin(self.local.worker)
     }
 
     /// The head that goes downstream; the outcome holds unless the body fails.
     pub fn answer(&mut self, status: StatusCode) {
         self.status = status;
+        self.client.answering.set(true);
     }
 
     pub fn fail(&mut self, outcome: Outcome) {
@@ -65,7 +92,17 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let took = self.started.elapsed();
+        if let Some(route) = self.route {
+            self.local.snapshot.routes[route].gate.end(self.local.worker);
+        }
+        self.client.answering.set(false);
+        if self.outcome == Outcome::ClientAbort && self.client.let_down.get() {
+            self.outcome = Outcome::Timeout;
+        }
         self.local.cells(self.route).record(self.status.as_u16(), self.outcome, took);
+        if self.local.hears_of_sources && self.identity.is_peer {
+            self.local.hear(&self.client, self.outcome);
+        }
         self.client.phase.set(Phase::Idle);
         let timer = &self.client.timer;
         timer.arm(timer.now().plus(self.local.snapshot.config.timeouts.idle));

@@ -3,23 +3,17 @@
 //! RFC 9110 §7.6.1 (hop-by-hop), §7.6.3 (Via). The values of a connection that never change are
 //! made once; one pass over the names decides what there is to do.
 
-use http::header::{
-    ACCEPT, CONNECTION, DATE, EXPECT, Entry, FORWARDED, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING,
-    UPGRADE, VIA,
-};
-use http::{HeaderMap, HeaderValue, Version};
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, Entry, HOST, HeaderName, TE, VIA};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Version};
 
 use super::client::Client;
+use crate::upstream::hop::{ends_here, may_be_named};
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
-const HOP_BY_HOP: [HeaderName; 7] =
-    [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE, EXPECT];
 
 /// The pseudonym in `Via`.
 const PSEUDONYM_11: HeaderValue = HeaderValue::from_static("1.1 gateway");
@@ -33,35 +27,55 @@ pub struct Seen {
     pub host: Option<HeaderValue>,
     pub hosts: usize,
     pub transfer_encoding: bool,
+    /// An `Accept` that does not take everything.
     pub accept: bool,
     pub expect: bool,
     pub request_id: bool,
+    /// A directive, a precondition, a range, or a credential: what a cache asks about.
+    pub caching: bool,
     te: bool,
     hop_by_hop: bool,
     via: bool,
-    forwarded: bool,
-    date: bool,
+    content_length: bool,
+    /// Besides hop-by-hop fields and `Via`: others that do not go upstream as they came.
+    rewritten: bool,
+    /// A field that only proxies send.
+    pub proxy_field: Option<&'static str>,
 }
 
 impl Seen {
     pub fn of(headers: &HeaderMap) -> Self {
         let mut seen = Self::default();
         for (name, value) in headers {
-            match *name {
-                HOST => {
+            match name.as_str() {
+                "host" => {
                     seen.hosts += 1;
                     seen.host.get_or_insert_with(|| value.clone());
                 }
-                ACCEPT => seen.accept = true,
-                DATE => seen.date = true,
-                TE => (seen.te, seen.hop_by_hop) = (true, true),
-                TRANSFER_ENCODING => (seen.transfer_encoding, seen.hop_by_hop) = (true, true),
-                EXPECT => (seen.expect, seen.hop_by_hop) = (true, true),
-                CONNECTION | UPGRADE => seen.hop_by_hop = true,
-                VIA => seen.via = true,
-                FORWARDED => seen.forwarded = true,
-                _ if *name == KEEP_ALIVE || *name == PROXY_CONNECTION => seen.hop_by_hop = true,
-                _ if *name == X_REQUEST_ID => seen.request_id = true,
+                "cache-control"
+                | "pragma"
+                | "authorization"
+                | "x-api-key"
+                | "cookie"
+                | "range"
+                | "if-range"
+                | "if-match"
+                | "if-none-match"
+                | "if-modified-since"
+                | "if-unmodified-since" => seen.caching = true,
+                "accept" => seen.accept |= value != "*/*",
+                "te" => (seen.te, seen.hop_by_hop) = (true, true),
+                "transfer-encoding" => (seen.transfer_encoding, seen.hop_by_hop) = (true, true),
+                "expect" => (seen.expect, seen.hop_by_hop) = (true, true),
+                "connection" | "upgrade" | "keep-alive" | "proxy-connection" => seen.hop_by_hop = true,
+                "via" => (seen.via, seen.proxy_field) = (true, Some("Via")),
+                "forwarded" => (seen.rewritten, seen.proxy_field) = (true, Some("Forwarded")),
+                "x-forwarded-for" => (seen.rewritten, seen.proxy_field) = (true, Some("X-Forwarded-For")),
+                "x-request-id" => (seen.request_id, seen.rewritten) = (true, true),
+                "content-length" => (seen.content_length, seen.rewritten) = (true, true),
+                "x-forwarded-proto" | "x-forwarded-host" | "x-real-ip" => {
+                    seen.rewritten = true;
+                }
                 _ => {}
             }
         }
@@ -74,108 +88,175 @@ impl Seen {
     }
 }
 
-/// Turns the client's fields into those sent upstream. `host` replaces `Host` unless preserved.
-pub fn toward_upstream(
-    headers: &mut HeaderMap,
-    seen: Seen,
-    client: &Client,
-    trusted: bool,
-    version: Version,
-    host: Option<&HeaderValue>,
-) {
-    let trailers = seen.te && headers.get(TE).is_some_and(|te| accepts_trailers(te.as_bytes()));
-    if seen.hop_by_hop {
-        remove_hop_by_hop(headers);
+/// How a request says where its body ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announced {
+    Nothing,
+    Length(u64),
+    Chunked,
+}
+
+/// What is said upstream besides what the client said.
+pub struct Upward<'a> {
+    pub client: &'a Client,
+    /// The client's word about who is behind it is passed on.
+    pub trusted: bool,
+    /// In place of the client's `Host`, unless that is preserved.
+    pub host: Option<&'a HeaderValue>,
+    pub request_id: &'a HeaderValue,
+    pub body: Announced,
+}
+
+/// The request's head as it goes upstream, its blank line included.
+pub fn write_upstream(parts: &Parts, seen: &Seen, to: &Upward<'_>) -> Vec<u8> {
+    /// Enough for most heads: a second allocation costs more than the room.
+    const USUAL_BYTES: usize = 640;
+    let headers = &parts.headers;
+    let mut out = Vec::with_capacity(USUAL_BYTES);
+    out.extend_from_slice(parts.method.as_str().as_bytes());
+    out.push(b' ');
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    out.extend_from_slice(target.as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    if let Some(host) = to.host {
+        write(&mut out, &HOST, host.as_bytes());
     }
-    if trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-        headers.insert(CONNECTION, HeaderValue::from_static("te"));
-    }
-    add_via(headers, seen.via, version);
-    if trusted {
-        append_list(headers, X_FORWARDED_FOR, client.forwarded_for());
-    } else {
-        headers.insert(X_FORWARDED_FOR, client.forwarded_for().clone());
-        if seen.forwarded {
-            headers.remove(FORWARDED);
+    let carry = Carry::of(headers, seen, to);
+    for (name, value) in headers {
+        if carry.takes(name) {
+            write(&mut out, name, value.as_bytes());
         }
     }
-    if !(trusted && headers.contains_key(X_FORWARDED_PROTO)) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    if seen.te && headers.get(TE).is_some_and(|te| accepts_trailers(te.as_bytes())) {
+        out.extend_from_slice(b"te: trailers\r\nconnection: te\r\n");
     }
-    if !(trusted && headers.contains_key(X_FORWARDED_HOST)) {
-        match seen.host {
-            Some(host) => headers.insert(X_FORWARDED_HOST, host),
-            None => headers.remove(X_FORWARDED_HOST),
-        };
+    write_list(&mut out, &VIA, headers, pseudonym(parts.version).as_bytes(), seen.via);
+    write_list(&mut out, &X_FORWARDED_FOR, headers, to.client.forwarded_for().as_bytes(), to.trusted);
+    if !(to.trusted && headers.contains_key(X_FORWARDED_PROTO)) {
+        out.extend_from_slice(b"x-forwarded-proto: http\r\n");
     }
-    if let Some(host) = host {
-        headers.insert(HOST, host.clone());
+    if let Some(host) = &seen.host
+        && !(to.trusted && headers.contains_key(X_FORWARDED_HOST))
+    {
+        write(&mut out, &X_FORWARDED_HOST, host.as_bytes());
+    }
+    write(&mut out, &X_REQUEST_ID, to.request_id.as_bytes());
+    match to.body {
+        // RFC 9110 §8.6: a method that usually has a body says that it has none.
+        Announced::Nothing if seen.content_length || has_body(&parts.method) => {
+            out.extend_from_slice(b"content-length: 0\r\n");
+        }
+        Announced::Nothing => {}
+        Announced::Length(length) => write(&mut out, &CONTENT_LENGTH, length.to_string().as_bytes()),
+        Announced::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+    }
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
+/// Which of a request's fields go upstream as they came.
+enum Carry {
+    All,
+    Some {
+        /// `Connection` declares them hop-by-hop.
+        named: Vec<HeaderName>,
+        trusted: bool,
+        host: bool,
+    },
+}
+
+impl Carry {
+    fn of(headers: &HeaderMap, seen: &Seen, to: &Upward<'_>) -> Self {
+        if !(seen.hop_by_hop || seen.via || seen.rewritten || to.host.is_some()) {
+            return Self::All;
+        }
+        let named = if seen.hop_by_hop { named_by_connection(headers) } else { Vec::new() };
+        Self::Some { named, trusted: to.trusted, host: to.host.is_none() }
+    }
+
+    fn takes(&self, name: &HeaderName) -> bool {
+        match self {
+            Self::All => true,
+            Self::Some { named, trusted, host } => match name.as_str() {
+                "host" => *host,
+                "content-length" | "via" | "x-forwarded-for" | "x-request-id" => false,
+                "forwarded" | "x-forwarded-proto" | "x-forwarded-host" | "x-real-ip" => *trusted,
+                _ => !ends_here(name.as_str()) && !named.contains(name),
+            },
+        }
     }
 }
 
-/// Turns the upstream's fields into those the client gets. `date`: now.
+fn write(out: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
+    out.extend_from_slice(name.as_str().as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// A list field with `last` behind what is there already, if that is `kept`.
+fn write_list(out: &mut Vec<u8>, name: &HeaderName, headers: &HeaderMap, last: &[u8], kept: bool) {
+    out.extend_from_slice(name.as_str().as_bytes());
+    out.extend_from_slice(b": ");
+    if kept {
+        for value in headers.get_all(name) {
+            out.extend_from_slice(value.as_bytes());
+            out.extend_from_slice(b", ");
+        }
+    }
+    out.extend_from_slice(last);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn has_body(method: &Method) -> bool {
+    [Method::POST, Method::PUT, Method::PATCH].contains(method)
+}
+
+/// Adds to the upstream's fields what the client gets besides. `date`: now.
 pub fn toward_downstream(
     headers: &mut HeaderMap,
     version: Version,
     request_id: HeaderValue,
     date: &HeaderValue,
 ) {
-    let seen = Seen::of(headers);
-    if seen.hop_by_hop {
-        remove_hop_by_hop(headers);
-    }
-    add_via(headers, seen.via, version);
+    toward_anybody(headers, version, date);
     headers.insert(X_REQUEST_ID, request_id);
-    // RFC 9110 §6.6.1: a response that came without a date gets one.
-    if !seen.date {
-        headers.insert(DATE, date.clone());
-    }
 }
 
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
+/// The same without what belongs to one request: as a response is kept for several.
+pub fn toward_anybody(headers: &mut HeaderMap, version: Version, date: &HeaderValue) {
+    add_via(headers, version);
+    // RFC 9110 §6.6.1: a response that came without a date gets one.
+    headers.entry(DATE).or_insert_with(|| date.clone());
+}
+
+fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
         .get_all(CONNECTION)
         .iter()
         .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
         .filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok())
-        .collect();
-    for name in named.iter().filter(|name| may_be_named(name)).chain(&HOP_BY_HOP) {
-        headers.remove(name);
-    }
+        .filter(|name| may_be_named(name.as_str()))
+        .collect()
 }
 
-/// Fields that `Connection` cannot take away: without them the message would mean something else,
-/// or a client could hide what the gateway vouches for.
-fn may_be_named(name: &HeaderName) -> bool {
-    use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, COOKIE};
-    let end_to_end = [HOST, CONTENT_LENGTH, VIA, AUTHORIZATION, COOKIE, CACHE_CONTROL, TRAILER];
-    let vouched = [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, X_REQUEST_ID];
-    !end_to_end.contains(name) && !vouched.contains(name)
-}
-
-fn add_via(headers: &mut HeaderMap, there: bool, version: Version) {
-    let pseudonym = if version == Version::HTTP_10 { PSEUDONYM_10 } else { PSEUDONYM_11 };
-    if there {
-        append_list(headers, VIA, &pseudonym);
-    } else {
-        headers.insert(VIA, pseudonym);
-    }
-}
-
-/// Appends to a list field, on one line.
-fn append_list(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
-    match headers.entry(name) {
+fn add_via(headers: &mut HeaderMap, version: Version) {
+    match headers.entry(VIA) {
         Entry::Vacant(entry) => {
-            entry.insert(value.clone());
+            entry.insert(pseudonym(version));
         }
         Entry::Occupied(mut entry) => {
             let mut list: Vec<&[u8]> = entry.iter().map(HeaderValue::as_bytes).collect();
-            list.push(value.as_bytes());
+            let pseudonym = pseudonym(version);
+            list.push(pseudonym.as_bytes());
             let joined = list.join(&b", "[..]);
             entry.insert(HeaderValue::from_bytes(&joined).expect("field values joined by a comma are one"));
         }
     }
+}
+
+fn pseudonym(version: Version) -> HeaderValue {
+    if version == Version::HTTP_10 { PSEUDONYM_10 } else { PSEUDONYM_11 }
 }
 
 fn accepts_trailers(te: &[u8]) -> bool {
@@ -189,25 +270,29 @@ mod tests {
     use std::task::Waker;
     use std::time::{Duration, Instant};
 
-    /// `fields` as `name: value` lines through `toward_upstream`, sorted.
+    /// `fields` as `name: value` lines through `write_upstream`, sorted.
     fn up(fields: &str, trusted: bool) -> String {
         let peer = "192.0.2.7:4000".parse().unwrap();
-        let client = Client::new(peer, peer, &Wheel::new(Instant::now()), Duration::ZERO, Waker::noop());
-        let mut headers = HeaderMap::new();
+        let client = Client::new(peer, &Wheel::new(Instant::now()), Duration::ZERO, Waker::noop());
+        let mut request = http::Request::get("/x?y").body(()).unwrap();
         for line in fields.lines() {
             let (name, value) = line.split_once(": ").unwrap();
+            let headers = request.headers_mut();
             headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::try_from(value).unwrap());
         }
-        let seen = Seen::of(&headers);
-        toward_upstream(&mut headers, seen, &client, trusted, Version::HTTP_11, None);
-        let mut lines: Vec<String> =
-            headers.iter().map(|(name, value)| format!("{name}: {}\n", value.to_str().unwrap())).collect();
+        let (parts, ()) = request.into_parts();
+        let seen = Seen::of(&parts.headers);
+        let request_id = &HeaderValue::from_static("7");
+        let body = Announced::Nothing;
+        let to = Upward { client: &client, trusted, host: None, request_id, body };
+        let head = String::from_utf8(write_upstream(&parts, &seen, &to)).unwrap();
+        let fields = head.strip_prefix("GET /x?y HTTP/1.1\r\n").unwrap().strip_suffix("\r\n\r\n").unwrap();
+        let mut lines: Vec<String> = fields.split("\r\n").map(|line| format!("{line}\n")).collect();
         lines.sort();
         lines.concat()
     }
 
-    const ADDED: &str =
-        "via: 1.1 gateway\nx-forwarded-for: 192.0.2.7\nx-forwarded-host: a\nx-forwarded-proto: http\n";
+    const ADDED: &str = "via: 1.1 gateway\nx-forwarded-for: 192.0.2.7\nx-forwarded-host: a\nx-forwarded-proto: http\nx-request-id: 7\n";
 
     #[test]
     fn what_goes_upstream() {
@@ -222,16 +307,17 @@ mod tests {
             ("host: a\nte: gzip, trailers", false, format!("connection: te\nhost: a\nte: trailers\n{ADDED}")),
             ("host: a\nx-forwarded-for: 6.6.6.6\nforwarded: for=6.6.6.6", false, format!("host: a\n{ADDED}")),
             ("host: a\nx-forwarded-proto: https\nx-forwarded-host: evil", false, format!("host: a\n{ADDED}")),
+            ("host: a\nx-real-ip: 6.6.6.6", false, format!("host: a\n{ADDED}")),
             (
                 "host: a\nconnection: host, content-length, x-forwarded-for\ncontent-length: 3",
                 false,
-                format!("content-length: 3\nhost: a\n{ADDED}"),
+                format!("content-length: 0\nhost: a\n{ADDED}"),
             ),
             (
                 "host: a\nx-forwarded-for: 10.0.0.1\nx-forwarded-for: 10.0.0.2\nx-forwarded-proto: https",
                 true,
                 "host: a\nvia: 1.1 gateway\nx-forwarded-for: 10.0.0.1, 10.0.0.2, 192.0.2.7\n\
-                 x-forwarded-host: a\nx-forwarded-proto: https\n"
+                 x-forwarded-host: a\nx-forwarded-proto: https\nx-request-id: 7\n"
                     .to_owned(),
             ),
             (

@@ -3,36 +3,64 @@
 //! Called by a downstream connection, once per request, on the worker's own thread. It decides and
 //! forwards; sockets of either side belong to `downstream` and `upstream`.
 
+mod answers;
+mod balance;
 mod body;
+mod cached;
 pub mod client;
 mod error;
 mod exchange;
+mod fetch;
+pub mod forgotten;
 mod forward;
 mod headers;
+pub mod identity;
+mod limit;
 mod request_id;
+mod shed;
 mod target;
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, DATE};
-use http::{HeaderValue, Request, Response, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
 use hyper::body::Incoming;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 pub use body::{Body, RequestBody};
-use body::{Lease, Pool};
+use body::{Pool, Source};
+use cached::{Ask, Verdict};
 use client::{Client, Phase};
 pub use error::Failure;
 use error::Wants;
 use exchange::Exchange;
-use headers::Seen;
+use forward::Way;
+use headers::{Announced, Seen, Upward};
 
-use crate::metrics::{self, Registry};
+use crate::cache::fanout::Fanout;
+use crate::cache::policy;
+use crate::cache::status::{CACHE_STATUS, Forward, Status};
+use crate::config::Config;
+use crate::datapath::Served;
+use crate::limit::cluster::{Asked, Asking, Store};
+use crate::metrics::{self, Outcome, Registry};
+use crate::overload::Cause;
+use crate::overload::distress::State;
+use crate::overload::line::Line;
 use crate::snapshot::{Current, Snapshot};
 use crate::timer::Wheel;
+use crate::upstream::balancer::Turns;
+use crate::upstream::dice::Dice;
+use crate::upstream::{Arena, Endpoint};
+
+/// Requests of one connection that are told together.
+const TOLD_AT_ONCE: u32 = 64;
 
 /// One worker's proxy. Everything in it is touched by that worker's thread alone.
 pub struct Proxy {
@@ -41,6 +69,9 @@ pub struct Proxy {
     pub wheel: Rc<Wheel>,
     /// Connections close after the answer under way.
     pub draining: Cell<bool>,
+    /// Sources whose connections do, and the number of the set.
+    blocked: RefCell<(u64, Arc<FxHashSet<IpAddr>>)>,
+    has_blocked: Cell<bool>,
     current: Arc<Current>,
     local: RefCell<Rc<Local>>,
     ids: request_id::Ids,
@@ -52,18 +83,35 @@ pub struct Local {
     pub snapshot: Arc<Snapshot>,
     worker: usize,
     registry: Arc<Registry>,
+    /// What all pools read into.
+    arena: Rc<Arena>,
+    dice: Rc<Dice>,
     /// By the snapshot's endpoint index.
     pools: Vec<Rc<Pool>>,
+    /// By the snapshot's route index.
+    lines: Vec<Rc<Line>>,
+    /// By the snapshot's cluster index.
+    turns: Vec<RefCell<Turns>>,
+    limiter: limit::Limiter,
+    /// Where rules are counted that several gateways share; `None`: there are no such rules.
+    store: Option<Rc<Store>>,
+    /// What was heard of sources since the last sweep, if anybody wants to know.
+    heard: Rc<RefCell<Vec<(IpAddr, Served)>>>,
+    hears_of_sources: bool,
+    /// Wakes those on this worker who wait for a fetch.
+    fanout: Rc<Fanout>,
 }
 
 impl Proxy {
     pub fn new(worker: usize, current: Arc<Current>, registry: Arc<Registry>, wheel: Rc<Wheel>) -> Self {
-        let local = Local::new(current.load_full(), worker, registry.clone(), &[]);
+        let local = Local::first(current.load_full(), worker, registry.clone(), &wheel);
         Self {
             worker,
             registry,
             wheel,
             draining: Cell::new(false),
+            blocked: RefCell::default(),
+            has_blocked: Cell::new(false),
             current,
             local: RefCell::new(Rc::new(local)),
             ids: request_id::Ids::new(),
@@ -75,8 +123,8 @@ impl Proxy {
     pub fn local(&self) -> Rc<Local> {
         let current = self.current.load();
         let mut local = self.local.borrow_mut();
-        if local.snapshot.generation != current.generation {
-            let next = Local::new(Arc::clone(&current), self.worker, self.registry.clone(), &local.pools);
+        if local.snapshot.serial != current.serial {
+            let next = local.next(Arc::clone(&current), &self.wheel);
             *local = Rc::new(next);
         }
         local.clone()
@@ -87,11 +135,68 @@ impl Proxy {
         *self.date.borrow_mut() = http_date();
     }
 
-    /// Closes upstream connections that have been idle too long or were closed by the other side.
+    /// Wakes those on this worker who wait for a fetch, for as long as it is polled.
+    pub async fn wake_followers(&self) {
+        let fanout = self.local().fanout.clone();
+        fanout.run().await
+    }
+
+    /// Closes upstream connections that have been idle too long or were closed by the other side, and
+    /// forgets keys of rate limits that owe nothing any more.
     pub fn sweep(&self) {
         let local = self.local();
+        if self.worker == 0 {
+            let (limits, now) = (&local.snapshot.limits, Instant::now());
+            limits.sweep(limits.at(now));
+            for cluster in &local.snapshot.clusters {
+                cluster.compare(&local.snapshot.config.upstreams, now);
+            }
+        }
         for pool in &local.pools {
-            pool.sweep(self.wheel.now(), local.snapshot.config.timeouts.upstream_idle);
+            pool.sweep(self.wheel.now());
+        }
+        local.tell_of_sources();
+        let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        self.registry.workers[self.worker].tasks.set(tasks as u64);
+    }
+
+    /// Called at each tick of the worker's clock: looks at how endpoints are doing, and who is blocked.
+    pub fn tick(&self, now: Instant) {
+        let local = self.local();
+        let sources = &local.snapshot.sources;
+        sources.press(pressure(local.snapshot.distress.read()));
+        if sources.changes() != self.blocked.borrow().0 {
+            let blocked = sources.blocked();
+            self.has_blocked.set(!blocked.1.is_empty());
+            self.blocked.replace(blocked);
+            self.wheel.wake_all();
+        }
+        local.pools.iter().for_each(|pool| pool.look_around());
+        if self.worker == 0 {
+            local.snapshot.endpoints.iter().for_each(|endpoint| endpoint.tick(now));
+            for cluster in &local.snapshot.clusters {
+                cluster.tick(&local.snapshot.config.upstreams);
+            }
+        }
+    }
+
+    /// Whether the connections of this source end: after the answer under way, where there is one.
+    #[inline]
+    pub fn blocks(&self, client: &Client) -> bool {
+        self.has_blocked.get() && self.is_blocked(client)
+    }
+
+    #[cold]
+    fn is_blocked(&self, client: &Client) -> bool {
+        let source = client.standing(&self.local().snapshot).identity;
+        source.is_peer && self.blocked.borrow().1.contains(&source.address)
+    }
+
+    /// A connection is over: tells what has not been told of its requests.
+    pub fn took_leave(&self, client: &Client) {
+        let local = self.local();
+        if local.hears_of_sources && client.untold.get() != Served::default() {
+            local.enter(client);
         }
     }
 
@@ -104,6 +209,20 @@ impl Proxy {
         failure.raw(self.ids.next(), self.date.borrow().clone())
     }
 
+    /// The answer to a connection for which there is no place, as bytes.
+    pub fn turn_away(&self) -> Vec<u8> {
+        Failure::Shed(Cause::Descriptors).raw(self.ids.next(), self.date.borrow().clone())
+    }
+
+    /// Whether the request under way is to be the last of its connection.
+    fn is_last(&self, client: &Client, config: &Config) -> bool {
+        if config.connections.max_requests.is_some_and(|most| client.requests.get() >= most) {
+            self.registry.workers[self.worker].ended.requests.add(1);
+            return true;
+        }
+        self.draining.get() || self.blocks(client)
+    }
+
     /// Answers one request; every failure is a response.
     pub async fn respond(
         self: Rc<Self>,
@@ -113,25 +232,42 @@ impl Proxy {
         let local = self.local();
         client.header_read.set(local.snapshot.config.timeouts.header_read);
         let mut exchange = Exchange::begin(&client, &local);
-        let trusted = client.is_trusted(&local.snapshot.config.trusted_proxies);
+        let trusted = client.standing(&local.snapshot).trusted;
         let seen = Seen::of(request.headers());
+        if trusted {
+            exchange.identify(request.headers());
+        } else if let Some(field) = seen.proxy_field {
+            client.spoke_like_a_proxy(field);
+        }
         let wants = if seen.accept { Wants::of(request.headers()) } else { Wants::Problem };
         let told =
             (trusted && seen.request_id).then(|| request.headers().get(headers::X_REQUEST_ID)).flatten();
-        let request_id = told.cloned().unwrap_or_else(|| self.ids.next());
+        let told = told.filter(|id| request_id::is_plain(id)).cloned();
+        let request_id = told.unwrap_or_else(|| self.ids.next());
         let expects = seen.expect;
-        match answer(&local, &mut exchange, seen, trusted, &request_id, request).await {
-            Ok((mut response, lease)) => {
+        let answered = answer(&self, &local, &mut exchange, seen, trusted, &request_id, request).await;
+        let last = self.is_last(&client, &local.snapshot.config);
+        match answered {
+            Ok((mut response, source)) => {
                 let version = std::mem::replace(response.version_mut(), Version::HTTP_11);
-                headers::toward_downstream(response.headers_mut(), version, request_id, &self.date.borrow());
+                let headers = response.headers_mut();
+                if source.is_upstream() {
+                    headers::toward_downstream(headers, version, request_id, &self.date.borrow());
+                } else {
+                    headers.insert(headers::X_REQUEST_ID, request_id);
+                }
+                if last {
+                    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+                }
                 exchange.answer(response.status());
-                Ok(response.map(|body| Body::upstream(body, lease, exchange)))
+                Ok(response.map(|()| Body::new(source, exchange)))
             }
             Err(failure) => {
                 // A body that waits for 100 and does not get it is not read: hyper ends the connection.
                 let unread = expects && client.phase.get() == Phase::Receiving;
-                let mut response = refuse(failure, wants, request_id, &self.date.borrow(), exchange);
-                if unread {
+                let headers = local.arena.map(error::FIELDS);
+                let mut response = refuse(failure, wants, request_id, &self.date.borrow(), headers, exchange);
+                if unread || last {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 Ok(response)
@@ -141,13 +277,14 @@ impl Proxy {
 }
 
 async fn answer(
-    local: &Local,
+    proxy: &Rc<Proxy>,
+    local: &Rc<Local>,
     exchange: &mut Exchange,
     mut seen: Seen,
     trusted: bool,
     request_id: &HeaderValue,
     request: Request<Incoming>,
-) -> Result<(Response<Incoming>, Lease), Failure> {
+) -> Result<(Response<()>, Source), Failure> {
     let client = exchange.client().clone();
     let (mut parts, body) = request.into_parts();
     let body = RequestBody::new(body, &client);
@@ -156,23 +293,94 @@ async fn answer(
     let snapshot = &*local.snapshot;
     let index = snapshot.table.find(seen.authority(), parts.uri.path()).ok_or(Failure::NoRoute)?;
     let route = &snapshot.routes[index];
-    exchange.routed(index);
+    shed::begin(exchange, snapshot, index, parts.uri.path())?;
     if !route.admits(&parts.method) {
         return Err(Failure::MethodNotAllowed(route.allow.clone()));
     }
-
-    let pool = &local.pools[route.endpoint];
-    let host = (!route.config.preserve_host || seen.host.is_none()).then_some(&pool.endpoint.authority);
-    headers::toward_upstream(&mut parts.headers, seen, &client, trusted, parts.version, host);
-    parts.headers.insert(headers::X_REQUEST_ID, request_id.clone());
-    client.takes_interim.set(parts.version == Version::HTTP_11);
-    parts.version = Version::HTTP_11;
+    let entered = limit::enter(local, exchange, index);
+    let asked = match route.limits.are_shared() && entered.is_ok() {
+        false => Asked::Skipped,
+        true => match limit::ask(local, exchange, index, &parts) {
+            Asking::Known(asked) => asked,
+            // Boxed for the same reason as below.
+            Asking::Wait(waiting) => Box::pin(waiting.answer()).await,
+        },
+    };
+    let standing = match entered.and_then(|()| limit::admit(local, exchange, index, &parts, &asked)) {
+        Ok(standing) => standing,
+        Err(refused) => {
+            local.arena.recycle(parts.headers);
+            return Err(refused);
+        }
+    };
 
     let deadline = client.timer.now().plus(route.config.timeout);
-    let request = Request::from_parts(parts, body);
-    let answered = forward::send(pool, &client, &snapshot.config.timeouts, deadline, request).await?;
+    let announced = body.announced();
+    let cluster = &snapshot.clusters[route.cluster];
+    let balance_key = balance::key(&cluster.config.policy, exchange.identity.address, &parts);
+    let ask = {
+        let (client, parts, seen, now) = (&client, &parts, &seen, exchange.started());
+        Ask {
+            proxy,
+            local,
+            route: index,
+            client,
+            parts,
+            seen,
+            trusted,
+            request_id,
+            now,
+            deadline,
+            balance_key,
+        }
+    };
+    let mut past_the_cache = None;
+    if route.cache.is_some() {
+        let verdict = match announced {
+            Announced::Nothing => cached::look(ask)?,
+            Announced::Length(_) | Announced::Chunked => Verdict::Forward(Forward::Method),
+        };
+        let answered = match verdict {
+            Verdict::Answered(response, source) => Some((response, source)),
+            // Boxed: a request that does not wait need not carry the room for it.
+            Verdict::Wait(request, miss) => Some(Box::pin(request.wait(miss)).await?),
+            Verdict::Forward(why) => {
+                ask.counts().bypassed.add(1);
+                past_the_cache = Some(why);
+                None
+            }
+        };
+        if let Some((mut response, source)) = answered {
+            limit::announce(local, index, standing, response.headers_mut());
+            local.arena.recycle(parts.headers);
+            return Ok((response, source));
+        }
+    }
+
+    let own_host = !route.config.preserve_host || seen.host.is_none();
+    let host = own_host.then_some(&cluster.authority);
+    let to = Upward { client: &client, trusted, host, request_id, body: announced };
+    let head = headers::write_upstream(&parts, &seen, &to);
+    client.takes_interim.set(parts.version == Version::HTTP_11);
+
+    let idempotent = parts.method.is_idempotent();
+    let is_head = parts.method == Method::HEAD;
+    let request = body::Request::new(head, body, announced == Announced::Chunked, is_head);
+    let way = Way { local, client: &client, route, deadline, key: balance_key, own_host, idempotent };
+    let exempt = || shed::is_exempt(snapshot, parts.uri.path());
+    let sent = shed::send(&way, index, exempt, exchange.started(), request).await;
+    let (mut response, lease, _) = sent.map_err(|failed| failed.failure)?;
     client.timer.arm(deadline);
-    Ok(answered)
+    limit::announce(local, index, standing, response.headers_mut());
+    if let Some(why) = past_the_cache {
+        if policy::invalidates(&parts.method, response.status()) {
+            ask.invalidate(response.headers());
+        }
+        let status = Status::Forwarded { why, status: None, stored: false, collapsed: false };
+        response.headers_mut().append(CACHE_STATUS, status.value());
+    }
+    local.arena.recycle(parts.headers);
+    Ok((response, Source::Upstream(lease)))
 }
 
 fn refuse(
@@ -180,15 +388,25 @@ fn refuse(
     wants: Wants,
     request_id: HeaderValue,
     date: &HeaderValue,
+    headers: HeaderMap,
     mut exchange: Exchange,
 ) -> Response<Body> {
-    tracing::debug!(?failure, peer = %exchange.client().peer, "refused");
+    let (client, peer) = (exchange.identity.address, exchange.client().peer);
+    tracing::debug!(?failure, %client, %peer, "refused");
     exchange.fail(failure.outcome());
-    let mut response = failure.response(wants, request_id.to_str().unwrap_or_default());
+    let mut response = failure.response(wants, request_id.to_str().unwrap_or_default(), headers);
     exchange.answer(response.status());
     response.headers_mut().insert(headers::X_REQUEST_ID, request_id);
     response.headers_mut().insert(DATE, date.clone());
     response.map(|body| Body::full(Bytes::from(body), exchange))
+}
+
+/// What the kernel half is to hear of the gateway's distress: nothing while refusals of its own may end it, then a
+/// tenth, and all of it at twice the distress at which requests begin to be refused.
+fn pressure(distress: State) -> f64 {
+    const LEAST: f64 = 0.1;
+    let beyond = (f64::from(distress.permille) - 1_000.0) / 1_000.0;
+    if distress.lasting { beyond.clamp(LEAST, 1.0) } else { 0.0 }
 }
 
 fn http_date() -> HeaderValue {
@@ -197,12 +415,121 @@ fn http_date() -> HeaderValue {
 }
 
 impl Local {
-    fn new(snapshot: Arc<Snapshot>, worker: usize, registry: Arc<Registry>, before: &[Rc<Pool>]) -> Self {
-        let pools = snapshot.endpoints.iter().map(|endpoint| {
-            let kept = before.iter().find(|pool| Arc::ptr_eq(&pool.endpoint, endpoint));
-            kept.cloned().unwrap_or_else(|| Pool::new(endpoint.clone(), worker))
+    fn first(snapshot: Arc<Snapshot>, worker: usize, registry: Arc<Registry>, wheel: &Rc<Wheel>) -> Self {
+        let fanout = Fanout::new(worker, snapshot.cache.flights.inbox(worker).clone());
+        let (limiter, turns) = (limit::Limiter::new(&snapshot), turns(&snapshot));
+        let store = limit::store(&snapshot, worker, &registry, wheel, None);
+        let lines = snapshot.routes.iter().map(|route| Line::new(route.gate.clone(), worker)).collect();
+        let (arena, dice, heard) = Default::default();
+        let hears_of_sources = snapshot.sources.is_watched();
+        let mut this = Self {
+            pools: Vec::new(),
+            turns,
+            lines,
+            limiter,
+            store,
+            snapshot,
+            worker,
+            registry,
+            arena,
+            dice,
+            heard,
+            hears_of_sources,
+            fanout,
+        };
+        this.pools = this.snapshot.endpoints.iter().map(|endpoint| this.pool(endpoint)).collect();
+        this
+    }
+
+    /// For `snapshot`, with the connections to endpoints that both have.
+    fn next(&self, snapshot: Arc<Snapshot>, wheel: &Rc<Wheel>) -> Self {
+        let mut kept: FxHashMap<_, _> =
+            self.pools.iter().map(|pool| (Arc::as_ptr(&pool.endpoint), pool)).collect();
+        let (limiter, turns) = (limit::Limiter::new(&snapshot), turns(&snapshot));
+        let (registry, fanout) = (self.registry.clone(), self.fanout.clone());
+        let (arena, dice) = (self.arena.clone(), self.dice.clone());
+        let (worker, hears_of_sources) = (self.worker, self.hears_of_sources);
+        let queues: FxHashMap<_, _> = self.lines.iter().map(|line| (Arc::as_ptr(&line.gate), line)).collect();
+        let lines = snapshot.routes.iter().map(|route| {
+            let queue = queues.get(&Arc::as_ptr(&route.gate)).copied();
+            queue.cloned().unwrap_or_else(|| Line::new(route.gate.clone(), worker))
         });
-        Self { pools: pools.collect(), snapshot, worker, registry }
+        let lines = lines.collect();
+        let store = limit::store(&snapshot, worker, &registry, wheel, self.store.as_ref());
+        let mut this = Self {
+            pools: Vec::new(),
+            turns,
+            lines,
+            limiter,
+            store,
+            snapshot,
+            worker,
+            registry,
+            arena,
+            dice,
+            heard: self.heard.clone(),
+            hears_of_sources,
+            fanout,
+        };
+        let config = &this.snapshot.config;
+        let pools =
+            this.snapshot.endpoints.iter().map(|endpoint| match kept.remove(&Arc::as_ptr(endpoint)) {
+                Some(pool) => {
+                    pool.configure(&config.upstreams, config.timeouts.upstream_idle);
+                    pool.clone()
+                }
+                None => this.pool(endpoint),
+            });
+        this.pools = pools.collect();
+        kept.into_values().for_each(|pool| pool.retire());
+        this
+    }
+
+    fn pool(&self, endpoint: &Arc<Endpoint>) -> Rc<Pool> {
+        let (shared, config) = ((self.arena.clone(), self.dice.clone()), &self.snapshot.config);
+        Pool::new(endpoint.clone(), self.worker, shared, &config.upstreams, config.timeouts.upstream_idle)
+    }
+
+    /// Notes how a request of a peer ended. The first of a connection is told with the next sweep, the others when
+    /// there are many.
+    fn hear(&self, client: &Client, outcome: Outcome) {
+        let mut served = client.untold.get();
+        match outcome {
+            Outcome::Ok => served.completed += 1,
+            Outcome::Limited => served.refused += 1,
+            Outcome::BadRequest
+            | Outcome::NoRoute
+            | Outcome::MethodNotAllowed
+            | Outcome::Concurrency
+            | Outcome::ConnectFailed
+            | Outcome::UpstreamFailed
+            | Outcome::Timeout
+            | Outcome::Overloaded
+            | Outcome::ShedLimit
+            | Outcome::ShedQueue
+            | Outcome::ShedDelay
+            | Outcome::ShedMemory
+            | Outcome::ShedDescriptors
+            | Outcome::ClientAbort
+            | Outcome::Unavailable => return,
+        }
+        client.untold.set(served);
+        if !client.is_told_of.replace(true) || served.completed + served.refused >= TOLD_AT_ONCE {
+            self.enter(client);
+        }
+    }
+
+    fn enter(&self, client: &Client) {
+        let source = client.standing(&self.snapshot).identity.address;
+        self.heard.borrow_mut().push((source, client.untold.take()));
+    }
+
+    /// Called once a second.
+    fn tell_of_sources(&self) {
+        let mut heard = self.heard.borrow_mut();
+        if !heard.is_empty() {
+            self.snapshot.sources.served(&mut heard);
+        }
     }
 
     /// This worker's counts for a route of the snapshot, or for requests without one.
@@ -212,4 +539,9 @@ impl Local {
             None => &self.registry.unrouted[self.worker],
         }
     }
+}
+
+/// Everybody's first turn, in each cluster.
+fn turns(snapshot: &Snapshot) -> Vec<RefCell<Turns>> {
+    snapshot.clusters.iter().map(|_| RefCell::default()).collect()
 }

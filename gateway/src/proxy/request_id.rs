@@ -33,6 +33,14 @@ impl Ids {
     }
 }
 
+/// Whether a proxy's identifier may go into pages, problems and logs as it is. Proxies pass on what their
+/// clients wrote, so what could end a string or open an element is none.
+pub fn is_plain(id: &HeaderValue) -> bool {
+    const LONGEST_BYTES: usize = 128;
+    let plain = |byte: &u8| byte.is_ascii_graphic() && !b"\"'\\<>&".contains(byte);
+    (1..=LONGEST_BYTES).contains(&id.len()) && id.as_bytes().iter().all(plain)
+}
+
 fn mix(mut z: u64) -> u64 {
     z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -41,10 +49,20 @@ fn mix(mut z: u64) -> u64 {
 
 fn hex(value: u64, out: &mut [u8]) {
     for (pair, byte) in out.chunks_exact_mut(2).zip(value.to_be_bytes()) {
-        pair[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
-        pair[1] = b"0123456789abcdef"[usize::from(byte & 15)];
+        pair.copy_from_slice(&PAIRS[usize::from(byte)]);
     }
 }
+
+/// Each byte's two digits.
+static PAIRS: [[u8; 2]; 256] = {
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < pairs.len() {
+        pairs[byte] = [b"0123456789abcdef"[byte >> 4], b"0123456789abcdef"[byte & 15]];
+        byte += 1;
+    }
+    pairs
+};
 
 #[cfg(test)]
 mod tests {

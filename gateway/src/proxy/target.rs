@@ -3,9 +3,9 @@
 //! After [`settle`] there is one `Host` (RFC 9112 §3.2), one length, and a normalised path; the
 //! URI is in origin form, as it goes upstream.
 
-use http::header::HOST;
+use http::header::{HOST, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Uri, Version, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, request::Parts};
 
 use super::client::{Client, MAX_QUOTED};
 use super::error::Failure;
@@ -19,8 +19,18 @@ pub fn settle(parts: &mut Parts, seen: &mut Seen, client: &Client) -> Result<(),
     if seen.transfer_encoding && framed_twice(parts, client) {
         return Err(Failure::BadRequest("The request has both Content-Length and Transfer-Encoding."));
     }
+    if seen.transfer_encoding && !is_chunked_alone(&parts.headers) {
+        return Err(Failure::NotImplemented("The request's body has a transfer coding besides chunked."));
+    }
     settle_host(parts, seen)?;
     settle_path(parts)
+}
+
+/// hyper looks at the last coding only, takes chunked off, and would hand on the others' bytes as the content.
+fn is_chunked_alone(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    codings.next().is_some_and(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
+        && codings.next().is_none()
 }
 
 fn framed_twice(parts: &Parts, client: &Client) -> bool {

@@ -1,286 +1,547 @@
-//! A worker's connections to one endpoint, and the lease on one of them.
+//! A worker's connections to one endpoint, and the lease on it that a request has.
 //!
-//! The connection has no task of its own: whoever holds the lease polls hyper's driver together
-//! with the response, so a request costs no hand-over between tasks. An idle connection is polled
-//! by nobody; it is looked at when it is checked out and by the worker's sweep.
+//! An idle connection is polled by nobody; it is looked at when it is checked out and by the
+//! worker's sweep.
 
-use std::cell::RefCell;
-use std::future::{Future, poll_fn};
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONNECTION;
-use http::{Request, Response, Version};
-use http_body::Body;
-use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use http::Response;
+use http_body::{Body, SizeHint};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-use super::Endpoint;
-use super::wire::{Watch, Wire};
-use crate::metrics;
-use crate::mute::Mute;
+use super::arena::Arena;
+use super::breaker::{Ticket, Verdict};
+use super::dice::Dice;
+use super::slots::{Crowded, Slot};
+use super::stream::Stream;
+use super::{Endpoint, Error, Outgoing, Piece};
+use crate::config::Upstreams;
+use crate::metrics::{self, Again, Cause};
 use crate::timer::Tick;
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
 /// Idle connections kept per worker and endpoint.
-const MAX_IDLE: usize = 256;
-/// How long a resolved name is believed.
-const RESOLVED_FOR: Duration = Duration::from_secs(5);
+const MAX_IDLE: usize = 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("cannot resolve {name}: {source}")]
-    Resolve { name: String, source: io::Error },
-    #[error("{name} has no address")]
-    NoAddress { name: String },
     #[error("cannot connect to {address}: {source}")]
     Connect { address: SocketAddr, source: io::Error },
+    /// By `max_connections`.
+    #[error("too many requests wait for a connection")]
+    Crowded,
 }
 
-/// Why no response head came.
-#[derive(Debug)]
-pub struct SendError<B> {
-    pub error: hyper::Error,
-    /// The request, if not a byte of it was sent.
-    pub unsent: Option<Box<Request<B>>>,
-    /// Whether the upstream had begun to answer.
-    pub answered: bool,
-}
-
-pub struct Pool<B: Body + 'static> {
+/// A worker's pool for one endpoint; `B` is the body of the requests.
+pub struct Pool<B> {
     pub endpoint: Arc<Endpoint>,
     worker: usize,
+    arena: Rc<Arena>,
+    dice: Rc<Dice>,
+    rules: Cell<Rules>,
+    /// The one used last at the end.
     idle: RefCell<Vec<Idle<B>>>,
-    resolved: RefCell<Resolved>,
+    /// Of the endpoint's addresses, the one that served last.
+    preferred: Cell<usize>,
+    /// Requests under way on the other workers, as of the last tick.
+    elsewhere: Cell<u64>,
+    /// The configuration leads here no more: nothing is kept.
+    retired: Cell<bool>,
 }
 
-struct Idle<B: Body + 'static> {
-    stream: Box<Stream<B>>,
+/// What the configuration says of connections.
+#[derive(Clone, Copy)]
+struct Rules {
+    idle: Duration,
+    max_age: Duration,
+    keepalive: Duration,
+    user_timeout: Duration,
+}
+
+struct Idle<B> {
+    connection: Box<Connection<B>>,
     since: Tick,
 }
 
-struct Stream<B: Body + 'static> {
-    sender: SendRequest<B>,
-    driver: http1::Connection<TokioIo<Wire>, B>,
-    watch: Rc<Watch>,
+struct Connection<B> {
+    stream: Stream<B>,
+    opened: Tick,
+    _open: Open,
 }
 
-#[derive(Default)]
-struct Resolved {
-    until: Option<Tick>,
-    addresses: Vec<SocketAddr>,
+/// Counts a connection for as long as there is one.
+struct Open {
+    endpoint: Arc<Endpoint>,
+    worker: usize,
+    _slot: Slot,
+}
+
+impl Open {
+    fn new(endpoint: Arc<Endpoint>, worker: usize, slot: Slot) -> Self {
+        endpoint.cells[worker].open.add(1);
+        Self { endpoint, worker, _slot: slot }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.endpoint.cells[self.worker].open.sub(1);
+    }
 }
 
 impl<B> Pool<B>
 where
-    B: Body<Data = Bytes> + Unpin + 'static,
-    B::Error: Into<BoxError>,
+    B: Body<Data = Bytes> + Unpin,
 {
-    pub fn new(endpoint: Arc<Endpoint>, worker: usize) -> Rc<Self> {
-        Rc::new(Self { endpoint, worker, idle: RefCell::default(), resolved: RefCell::default() })
+    /// `arena` and `dice` are the worker's; `idle`: how long an unused connection is kept.
+    pub fn new(
+        endpoint: Arc<Endpoint>,
+        worker: usize,
+        (arena, dice): (Rc<Arena>, Rc<Dice>),
+        upstreams: &Upstreams,
+        idle: Duration,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            endpoint,
+            worker,
+            arena,
+            dice,
+            rules: Cell::new(Rules::of(upstreams, idle)),
+            idle: RefCell::default(),
+            preferred: Cell::new(0),
+            elsewhere: Cell::new(0),
+            retired: Cell::new(false),
+        })
     }
 
-    /// The connection used last, if one is alive that has been idle for less than `fresh`.
-    pub fn reuse(self: &Rc<Self>, now: Tick, fresh: Duration) -> Option<Lease<B>> {
-        loop {
-            let Idle { stream, since } = self.idle.borrow_mut().pop()?;
-            self.cells().idle.sub(1);
-            if since.plus(fresh) < now {
-                // The stack is ordered: all below are older.
-                self.keep(stream, since);
-                return None;
-            }
-            let mut lease = Lease { stream: Some(stream), pool: self.clone(), reused: true, plain: false };
-            if lease.is_usable() {
-                self.cells().reuses.add(1);
-                return Some(lease);
-            }
+    /// Goes on under another configuration.
+    pub fn configure(&self, upstreams: &Upstreams, idle: Duration) {
+        self.rules.set(Rules::of(upstreams, idle));
+    }
+
+    /// Begins a request that the endpoint's breaker has admitted with `ticket`.
+    pub fn enter(self: &Rc<Self>, ticket: Ticket) -> Lease<B> {
+        self.cells().active.add(1);
+        self.cells().waiting.add(1);
+        Lease {
+            connection: None,
+            pool: self.clone(),
+            ticket: Some(ticket),
+            active: true,
+            waiting: true,
+            reused: false,
+            queued: false,
+            failed: false,
         }
     }
 
-    /// A new connection: every address of the name is tried, the one that served last first.
-    pub async fn connect(self: &Rc<Self>, now: Tick) -> Result<Lease<B>, ConnectError> {
-        let name = || self.endpoint.backend.to_string();
-        let known = self.resolved.borrow().until.is_some_and(|until| now < until);
-        if !known {
-            let addresses = self
-                .endpoint
-                .resolve()
-                .await
-                .map_err(|source| ConnectError::Resolve { name: name(), source })?;
-            *self.resolved.borrow_mut() = Resolved { until: Some(now.plus(RESOLVED_FOR)), addresses };
-        }
-        let addresses = self.resolved.borrow().addresses.clone();
-        let mut failure = ConnectError::NoAddress { name: name() };
-        for (position, &address) in addresses.iter().enumerate() {
-            match self.open(address).await {
-                Ok(lease) => {
-                    self.prefer(position, address);
-                    return Ok(lease);
-                }
-                Err(source) => failure = ConnectError::Connect { address, source },
-            }
-        }
-        self.cells().connect_failures.add(1);
-        Err(failure)
+    /// Requests under way, on all workers; those of others as of the last tick.
+    pub fn load(&self) -> u64 {
+        self.cells().active.get() + self.elsewhere.get()
     }
 
-    /// Closes what has been idle for `idle_for`, and what the upstream has closed.
-    pub fn sweep(self: &Rc<Self>, now: Tick, idle_for: Duration) {
+    /// Looks at the other workers: how busy they are, and whether one waits for a connection to end.
+    pub fn look_around(&self) {
+        self.elsewhere.set(self.endpoint.active().saturating_sub(self.cells().active.get()));
+        if self.endpoint.slots.is_wanted() {
+            self.close_idle();
+        }
+    }
+
+    /// Closes what has been idle too long or is too old, and what the upstream has closed.
+    pub fn sweep(&self, now: Tick) {
         let swept = std::mem::take(&mut *self.idle.borrow_mut());
         self.cells().idle.sub(swept.len() as u64);
-        for Idle { mut stream, since } in swept {
-            if since.plus(idle_for) > now && stream.is_usable() {
-                self.keep(stream, since);
+        let rules = self.rules.get();
+        for Idle { connection, since } in swept {
+            let fresh = since.plus(rules.idle) > now && connection.opened.plus(rules.max_age) > now;
+            if fresh && connection.stream.is_quiet() {
+                self.keep(connection, since);
             }
         }
     }
 
-    pub fn count_retry(&self) {
-        self.cells().retries.add(1);
+    /// Lets requests under way end, and keeps no connection.
+    pub fn retire(&self) {
+        self.retired.set(true);
+        self.close_idle();
     }
 
-    fn keep(&self, stream: Box<Stream<B>>, since: Tick) {
-        self.idle.borrow_mut().push(Idle { stream, since });
+    pub fn count_retry(&self, why: Again) {
+        self.cells().retries[why as usize].add(1);
+    }
+
+    fn close_idle(&self) {
+        let closed = std::mem::take(&mut *self.idle.borrow_mut());
+        self.cells().idle.sub(closed.len() as u64);
+    }
+
+    fn keep(&self, connection: Box<Connection<B>>, since: Tick) {
+        self.idle.borrow_mut().push(Idle { connection, since });
         self.cells().idle.add(1);
+    }
+
+    fn has_room(&self) -> bool {
+        !self.retired.get() && self.idle.borrow().len() < MAX_IDLE && !self.endpoint.slots.is_wanted()
     }
 
     fn cells(&self) -> &metrics::Endpoint {
         &self.endpoint.cells[self.worker]
     }
 
-    fn prefer(&self, position: usize, address: SocketAddr) {
-        let addresses = &mut self.resolved.borrow_mut().addresses;
-        if addresses.get(position) == Some(&address) {
-            addresses.swap(0, position);
+    /// The connection used last, if one is alive that has been idle for less than `fresh`.
+    fn reuse(&self, now: Tick, fresh: Duration) -> Option<Box<Connection<B>>> {
+        let max_age = self.rules.get().max_age;
+        loop {
+            let Idle { connection, since } = self.idle.borrow_mut().pop()?;
+            self.cells().idle.sub(1);
+            if since.plus(fresh) < now {
+                // The stack is ordered: all below are older.
+                self.keep(connection, since);
+                return None;
+            }
+            if connection.opened.plus(max_age) > now && connection.stream.is_quiet() {
+                self.cells().reuses.add(1);
+                return Some(connection);
+            }
         }
     }
 
-    async fn open(self: &Rc<Self>, address: SocketAddr) -> io::Result<Lease<B>> {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        let watch = Rc::new(Watch::default());
-        let wire = TokioIo::new(Wire { stream, watch: watch.clone() });
-        // One flat buffer and one `send` for head and body: measured 7 % cheaper than `writev`.
-        let (sender, driver) =
-            http1::Builder::new().writev(false).handshake(wire).await.map_err(io::Error::other)?;
+    async fn connect(&self, now: Tick, slot: Slot) -> Result<Box<Connection<B>>, ConnectError> {
+        let open = Open::new(self.endpoint.clone(), self.worker, slot);
+        let socket = self.open().await.inspect_err(|_| self.cells().connect_failures.add(1))?;
         self.cells().connects.add(1);
-        let stream = Box::new(Stream { sender, driver, watch });
-        Ok(Lease { stream: Some(stream), pool: self.clone(), reused: false, plain: false })
+        Ok(Box::new(Connection { stream: Stream::new(socket, self.arena.clone()), opened: now, _open: open }))
+    }
+
+    /// Every address of the server is tried, the one that served last first.
+    async fn open(&self) -> Result<TcpStream, ConnectError> {
+        let addresses = &self.endpoint.addresses;
+        let mut failure = None;
+        for step in 0..addresses.len() {
+            let position = (self.preferred.get() + step) % addresses.len();
+            let address = addresses[position];
+            match TcpStream::connect(address).await.and_then(|socket| self.prepared(socket)) {
+                Ok(socket) => {
+                    self.preferred.set(position);
+                    return Ok(socket);
+                }
+                Err(source) => failure = Some(ConnectError::Connect { address, source }),
+            }
+        }
+        Err(failure.expect("an endpoint has an address"))
+    }
+
+    /// Dead peers are found out: an idle one by the system's own probes, a silent one by bytes that it
+    /// does not acknowledge.
+    fn prepared(&self, socket: TcpStream) -> io::Result<TcpStream> {
+        let rules = self.rules.get();
+        socket.set_nodelay(true)?;
+        let options = SockRef::from(&socket);
+        options.set_tcp_keepalive(
+            &TcpKeepalive::new().with_time(rules.keepalive).with_interval(rules.keepalive),
+        )?;
+        options.set_tcp_user_timeout(Some(rules.user_timeout))?;
+        Ok(socket)
     }
 }
 
-impl<B> Stream<B>
-where
-    B: Body<Data = Bytes> + Unpin + 'static,
-    B::Error: Into<BoxError>,
-{
-    /// Alive and between two requests. Leaves no task's waker behind in the connection.
-    fn is_usable(&mut self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        Pin::new(&mut self.driver).poll(&mut cx).is_pending() && self.sender.is_ready()
+impl Rules {
+    fn of(upstreams: &Upstreams, idle: Duration) -> Self {
+        let Upstreams { max_age, keepalive, user_timeout, .. } = *upstreams;
+        Self { idle, max_age, keepalive, user_timeout }
     }
 }
 
-/// The right to one request and its response. Dropped before the response has been read to its
-/// end, it closes the connection; afterwards the connection goes back to the pool.
-pub struct Lease<B>
-where
-    B: Body<Data = Bytes> + Unpin + 'static,
-    B::Error: Into<BoxError>,
-{
-    stream: Option<Box<Stream<B>>>,
+/// The right to one request to an endpoint and its response. Dropped before the response has been read
+/// to its end, it closes the connection; afterwards the connection goes back to the pool. It tells the
+/// endpoint's health how the request went, or, dropped before that is known, that nobody knows.
+pub struct Lease<B> {
+    /// `None`: there is none yet, or it has been given back.
+    connection: Option<Box<Connection<B>>>,
     pool: Rc<Pool<B>>,
+    /// `None`: the result is known.
+    ticket: Option<Ticket>,
+    active: bool,
+    waiting: bool,
     reused: bool,
-    /// Both messages leave the connection open and the request has no body: at the response's end
-    /// it is idle, and looking at it when it is checked out is enough.
-    plain: bool,
+    /// It waits for a connection to end.
+    queued: bool,
+    /// That it failed is counted.
+    failed: bool,
+}
+
+/// Why no response head came, and whether the upstream had begun to answer.
+#[derive(Debug)]
+pub struct Unanswered<E> {
+    pub error: Error<E>,
+    pub answered: bool,
 }
 
 impl<B> Lease<B>
 where
-    B: Body<Data = Bytes> + Unpin + 'static,
-    B::Error: Into<BoxError>,
+    B: Body<Data = Bytes> + Unpin,
 {
+    /// Takes a kept connection that has been idle for less than `fresh`, and no longer than is allowed.
+    pub fn reuse(&mut self, now: Tick, fresh: Duration) -> bool {
+        self.connection = self.pool.reuse(now, fresh.min(self.pool.rules.get().idle));
+        self.reused = self.connection.is_some();
+        self.reused
+    }
+
+    /// Opens a new connection.
+    pub async fn connect(&mut self, now: Tick) -> Result<(), ConnectError> {
+        self.reused = false;
+        self.queued = true;
+        let slot = self.pool.endpoint.slots.take().await.map_err(|Crowded| ConnectError::Crowded)?;
+        self.queued = false;
+        self.connection = Some(self.pool.connect(now, slot).await?);
+        Ok(())
+    }
+
+    /// Whether it waits for its turn to connect: the endpoint is not to blame for that.
+    pub fn is_queued(&self) -> bool {
+        self.queued
+    }
+
+    /// Whether the request under way can be had back with [`Self::take_request`] and sent again.
+    pub fn can_rewind(&self, repeatable: bool) -> bool {
+        self.connection.as_deref().is_some_and(|connection| connection.stream.can_rewind(repeatable))
+    }
+
+    pub fn pool(&self) -> &Rc<Pool<B>> {
+        &self.pool
+    }
+
     /// Whether the connection has served before: only then can it have been closed unnoticed.
     pub fn reused(&self) -> bool {
         self.reused
     }
 
-    /// Sends `request` and waits for the response's head. `interim` gets what arrives before it;
-    /// `keep`: the request's bytes are kept for [`Lease::sent`].
-    pub fn send(
+    /// Puts `request` on the way; it moves while the response's head is polled for.
+    pub fn begin(&mut self, request: Outgoing<B>) {
+        self.connected().begin(request);
+    }
+
+    /// Sends what the socket takes and looks for the response's head. `interim` gets what arrives before it.
+    pub fn poll_head(
         &mut self,
-        request: Request<B>,
-        keep: bool,
-        mute: &Mute,
-        interim: impl Fn(Vec<u8>),
-    ) -> impl Future<Output = Result<Response<Incoming>, SendError<B>>> {
-        let bodiless = request.body().is_end_stream();
-        let plain = &mut self.plain;
-        let stream = self.stream.as_deref_mut().expect("a lease is sent over before it is released");
-        let Stream { sender, driver, watch } = stream;
-        watch.expect_response(keep);
-        // Not in the async block: a request is large, and each future it lies in moves it once more.
-        let response = sender.try_send_request(request);
-        async move {
-            let mut response = pin!(response);
-            poll_fn(|_| {
-                mute.poll(|cx| {
-                    // The driver's own end is told to the response too, which is where it is looked at.
-                    let _ = Pin::new(&mut *driver).poll(cx);
-                    if let Some(heads) = watch.take_interim() {
-                        interim(heads);
-                    }
-                    response.as_mut().poll(cx)
-                })
-            })
-            .await
-            .inspect(|response| {
-                let open = response.version() == Version::HTTP_11;
-                *plain = bodiless && open && !response.headers().contains_key(CONNECTION);
-            })
-            .map_err(|mut failed| SendError {
-                unsent: failed.take_message().map(Box::new),
-                error: failed.into_error(),
-                answered: watch.answered(),
-            })
+        cx: &mut Context<'_>,
+        interim: &mut impl FnMut(Vec<u8>),
+    ) -> Poll<Result<Response<()>, Unanswered<B::Error>>> {
+        let stream = self.connected();
+        let head = std::task::ready!(stream.poll_head(cx, interim));
+        Poll::Ready(head.map_err(|error| Unanswered { error, answered: stream.answered() }))
+    }
+
+    fn connected(&mut self) -> &mut Stream<B> {
+        &mut self.connection.as_deref_mut().expect("a lease is sent over while it is connected").stream
+    }
+
+    /// The request that got no response; closes the connection.
+    pub fn take_request(&mut self) -> Option<Outgoing<B>> {
+        self.connection.take()?.stream.take_request()
+    }
+
+    /// The response's head has come, in good time or not.
+    pub fn judge(&mut self, status: u16, slow: bool) {
+        self.stop_waiting();
+        match status {
+            // These speak of the request.
+            501 | 505 => self.settle(Verdict::Neutral),
+            500.. => self.fail(Cause::ResponseStatus),
+            429 => self.settle(Verdict::Soft),
+            400.. => self.settle(Verdict::Neutral),
+            _ if slow => self.settle(Verdict::Soft),
+            // A stream without an end would keep a probe's place.
+            _ if self.ticket.is_some_and(Ticket::is_probe) => self.settle(Verdict::Success),
+            // Only its end tells.
+            _ => {}
         }
     }
 
-    /// The bytes of the request sent last.
-    pub fn sent(&self) -> Vec<u8> {
-        self.stream.as_deref().map(|stream| stream.watch.sent()).unwrap_or_default()
+    /// It has failed, and the endpoint is to blame.
+    pub fn fail(&mut self, cause: Cause) {
+        // What happens to the client after the response's end is not the endpoint's.
+        if !self.active || std::mem::replace(&mut self.failed, true) {
+            return;
+        }
+        self.pool.cells().failures[cause as usize].add(1);
+        let (phase, what) = cause.names();
+        tracing::debug!(upstream = self.pool.endpoint.name, phase, cause = what, "upstream failed");
+        self.settle(Verdict::Failure);
     }
 
-    /// Moves bytes while the response's body is being read.
-    pub fn poll_driver(&mut self, cx: &mut Context<'_>) {
-        if let Some(stream) = self.stream.as_deref_mut() {
-            // An end or a failure reaches the reader through the body.
-            let _ = Pin::new(&mut stream.driver).poll(cx);
+    /// The next piece of the response's body.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Piece<B::Error>> {
+        let Some(connection) = self.connection.as_deref_mut() else { return Poll::Ready(None) };
+        let polled = connection.stream.poll_frame(cx);
+        if let Poll::Ready(Some(Err(error))) = &polled {
+            match error {
+                Error::Request(_) => {}
+                Error::Malformed(_) => self.fail(Cause::BodyMalformed),
+                Error::Closed | Error::Cut | Error::Io(_) => self.fail(Cause::BodyCut),
+            }
         }
+        polled
+    }
+
+    pub fn is_end_stream(&self) -> bool {
+        self.connection.as_deref().is_none_or(|connection| connection.stream.is_end_stream())
+    }
+
+    pub fn size_hint(&self) -> SizeHint {
+        self.connection
+            .as_deref()
+            .map_or_else(|| SizeHint::with_exact(0), |connection| connection.stream.size_hint())
     }
 
     /// The response has been read to its end.
-    pub fn release(mut self, now: Tick) {
-        if (self.plain || self.is_usable())
-            && let Some(stream) = self.stream.take()
-            && self.pool.idle.borrow().len() < MAX_IDLE
+    pub fn release(&mut self, now: Tick) {
+        self.settle(Verdict::Success);
+        self.stop();
+        if let Some(mut connection) = self.connection.take()
+            && connection.stream.is_between()
+            && connection.opened.plus(self.pool.rules.get().max_age) > now
+            && self.pool.has_room()
         {
-            self.pool.keep(stream, now);
+            // It holds on to the client that it came from.
+            drop(connection.stream.take_request());
+            self.pool.keep(connection, now);
+        }
+    }
+}
+
+impl<B> Lease<B> {
+    fn settle(&mut self, verdict: Verdict) {
+        let Some(ticket) = self.ticket.take() else { return };
+        let endpoint = &*self.pool.endpoint;
+        let chance = match verdict {
+            Verdict::Success => {
+                endpoint.cells[self.pool.worker].successes.add(1);
+                0.0
+            }
+            Verdict::Failure | Verdict::Soft => self.pool.dice.fraction(),
+            Verdict::Neutral | Verdict::Unknown => 0.0,
+        };
+        endpoint.health.settle(ticket, verdict, || endpoint.successes(), chance);
+    }
+
+    fn stop_waiting(&mut self) {
+        if std::mem::take(&mut self.waiting) {
+            self.pool.endpoint.cells[self.pool.worker].waiting.sub(1);
         }
     }
 
-    fn is_usable(&mut self) -> bool {
-        self.stream.as_deref_mut().is_some_and(Stream::is_usable)
+    fn stop(&mut self) {
+        self.stop_waiting();
+        if std::mem::take(&mut self.active) {
+            self.pool.endpoint.cells[self.pool.worker].active.sub(1);
+        }
+    }
+}
+
+impl<B> Drop for Lease<B> {
+    fn drop(&mut self) {
+        self.settle(Verdict::Unknown);
+        self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::timer::Wheel;
+    use std::convert::Infallible;
+    use std::io::{Read, Write};
+    use std::pin::Pin;
+    use std::time::Instant;
+
+    /// An empty body that holds something of its client's.
+    struct Held(#[allow(dead_code)] Rc<()>);
+
+    impl Body for Held {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+            Poll::Ready(None)
+        }
+
+        fn is_end_stream(&self) -> bool {
+            true
+        }
+    }
+
+    fn pool<B>(addresses: Vec<SocketAddr>, upstream: &str) -> Rc<Pool<B>>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let text = format!(
+            r#"{{ "routes": [ {{ "path": "/", "backend": "http://a" }} ], "upstream": {{ {upstream} }} }}"#
+        );
+        let config = crate::config::parse(&text, "x").unwrap();
+        let backend = config.routes[0].cluster.members[0].backend.clone();
+        let registry = metrics::Registry::new(1);
+        let endpoint = Endpoint::new(backend, addresses, "a".to_owned(), &config, &registry, false);
+        Pool::new(Arc::new(endpoint), 0, Default::default(), &config.upstreams, Duration::from_secs(1))
+    }
+
+    #[test]
+    fn connections_find_out_about_peers_that_are_gone() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
+        let addresses = vec![nobody, listener.local_addr().unwrap()];
+        let pool = pool::<Held>(addresses, r#""keepalive": "7s", "user_timeout": "9s""#);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let socket = runtime.block_on(pool.open()).unwrap();
+        let options = SockRef::from(&socket);
+        assert!(options.keepalive().unwrap() && options.tcp_nodelay().unwrap());
+        let seconds = Duration::from_secs;
+        assert_eq!(options.tcp_keepalive_time().unwrap(), seconds(7));
+        assert_eq!(options.tcp_keepalive_interval().unwrap(), seconds(7));
+        assert_eq!(options.tcp_user_timeout().unwrap(), Some(seconds(9)));
+        assert_eq!(pool.preferred.get(), 1, "the address that served is tried first from now on");
+    }
+
+    #[test]
+    fn an_idle_connection_keeps_nothing_of_its_last_client() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let upstream = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut head = [0; 64];
+            assert!(stream.read(&mut head).unwrap() > 0);
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+            stream
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let second = Duration::from_secs(1);
+            let pool = pool(vec![([127, 0, 0, 1], port).into()], "");
+            let now = Wheel::new(Instant::now()).now();
+            let client = Rc::new(());
+            let mut lease = pool.enter(Ticket::plain(0));
+            lease.connect(now).await.unwrap();
+            let request =
+                Outgoing::new(b"GET / HTTP/1.1\r\n\r\n".to_vec(), Held(client.clone()), false, false);
+            lease.begin(request);
+            std::future::poll_fn(|cx| lease.poll_head(cx, &mut |_| {})).await.unwrap();
+            assert_eq!(Rc::strong_count(&client), 2, "it may have to be sent again");
+            lease.release(now);
+            assert_eq!(Rc::strong_count(&client), 1);
+            assert!(pool.enter(Ticket::plain(0)).reuse(now, second), "the connection itself is kept");
+        });
+        drop(upstream.join());
     }
 }

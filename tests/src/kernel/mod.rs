@@ -2,6 +2,7 @@
 //! programs that are somebody else's.
 
 pub mod bpf;
+pub mod held;
 pub mod netns;
 pub mod packet;
 pub mod policy;

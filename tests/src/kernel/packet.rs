@@ -3,7 +3,9 @@
 
 use std::net::IpAddr;
 
+pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
@@ -15,8 +17,8 @@ pub enum Extension {
     Routing,
     Destination,
     Authentication,
-    /// Offset in units of eight bytes.
-    Fragment(u16),
+    /// Offset in units of eight bytes, and whether more follow.
+    Fragment(u16, bool),
     /// Any protocol number with eight bytes of body.
     Unknown(u8),
 }
@@ -26,8 +28,13 @@ pub enum Extension {
 pub struct Packet {
     pub source: IpAddr,
     pub destination: IpAddr,
+    pub source_port: u16,
     pub port: u16,
+    pub sequence: u32,
+    pub acknowledged: u32,
     pub flags: u8,
+    /// Of TCP, in whole words.
+    pub tcp_options: Vec<u8>,
     /// Tag protocols, outermost first: 0x8100, 0x88a8.
     pub vlans: Vec<u16>,
     /// Of IPv4, in words of four bytes.
@@ -37,7 +44,7 @@ pub struct Packet {
     pub fragment: u16,
     pub protocol: u8,
     pub version: u8,
-    /// The TCP header's own idea of its length, in words of four bytes.
+    /// The TCP header's own idea of its length without options, in words of four bytes.
     pub tcp_words: u8,
     /// Of IPv4: header length in words; `None`: what it is.
     pub ip_words: Option<u8>,
@@ -52,8 +59,12 @@ impl Packet {
         Self {
             source,
             destination,
+            source_port: 40_000,
             port,
+            sequence: 1,
+            acknowledged: 0,
             flags: SYN,
+            tcp_options: Vec::new(),
             vlans: Vec::new(),
             option_words: 0,
             extensions: Vec::new(),
@@ -79,7 +90,7 @@ impl Packet {
                 let words = 5 + self.option_words;
                 frame.push(self.version << 4 | self.ip_words.unwrap_or(words));
                 frame.push(0);
-                frame.extend((u16::from(words) * 4 + 20).to_be_bytes());
+                frame.extend((u16::from(words) * 4 + 20 + self.tcp_options.len() as u16).to_be_bytes());
                 frame.extend([0, 1]);
                 frame.extend(self.fragment.to_be_bytes());
                 frame.extend([64, self.protocol, 0, 0]);
@@ -91,7 +102,7 @@ impl Packet {
                 let chain = self.chain();
                 let numbers: Vec<u8> = self.extensions.iter().map(Extension::number).collect();
                 frame.extend([self.version << 4, 0, 0, 0]);
-                frame.extend((chain.len() as u16 + 20).to_be_bytes());
+                frame.extend((chain.len() as u16 + 20 + self.tcp_options.len() as u16).to_be_bytes());
                 frame.extend([numbers.first().copied().unwrap_or(self.protocol), 64]);
                 frame.extend(source.octets());
                 frame.extend(destination.octets());
@@ -101,10 +112,25 @@ impl Packet {
                 panic!("a packet is of one family")
             }
         }
-        frame.extend(40_000u16.to_be_bytes());
+        frame.extend(self.source_port.to_be_bytes());
         frame.extend(self.port.to_be_bytes());
-        frame.extend([0, 0, 0, 1, 0, 0, 0, 0, self.tcp_words << 4, self.flags, 255, 255, 0, 0, 0, 0]);
+        frame.extend(self.sequence.to_be_bytes());
+        frame.extend(self.acknowledged.to_be_bytes());
+        let words = self.tcp_words + (self.tcp_options.len() / 4) as u8;
+        frame.extend([words << 4, self.flags, 255, 255, 0, 0, 0, 0]);
+        frame.extend(&self.tcp_options);
         frame
+    }
+
+    /// The packet without its Ethernet header, plain and right in every checksum: for a raw socket.
+    pub fn raw(&self) -> Vec<u8> {
+        let mut packet = self.bytes().split_off(14);
+        let (ip, addresses) = if self.source.is_ipv4() { (20, 12) } else { (40, 8) };
+        let length = (packet.len() - ip) as u16;
+        let pseudo = [&packet[addresses..ip], &[0, TCP], &length.to_be_bytes()].concat();
+        let sum = checksum(&[&pseudo[..], &packet[ip..]].concat());
+        packet[ip + 16..ip + 18].copy_from_slice(&sum.to_be_bytes());
+        packet
     }
 
     fn chain(&self) -> Vec<u8> {
@@ -112,8 +138,8 @@ impl Packet {
         for (place, extension) in self.extensions.iter().enumerate() {
             let next = self.extensions.get(place + 1).map_or(self.protocol, Extension::number);
             match extension {
-                Extension::Fragment(offset) => {
-                    let [high, low] = (offset << 3).to_be_bytes();
+                Extension::Fragment(offset, more) => {
+                    let [high, low] = (offset << 3 | u16::from(*more)).to_be_bytes();
                     bytes.extend([next, 0, high, low, 0, 0, 0, 9]);
                 }
                 // Its length counts words of four bytes, less two.
@@ -131,12 +157,19 @@ impl Packet {
     }
 }
 
+/// The Internet checksum of an even number of bytes (RFC 1071).
+fn checksum(bytes: &[u8]) -> u16 {
+    let sum: u32 = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
 impl Extension {
     fn number(&self) -> u8 {
         match self {
             Self::HopByHop => 0,
             Self::Routing => 43,
-            Self::Fragment(_) => 44,
+            Self::Fragment(..) => 44,
             Self::Authentication => 51,
             Self::Destination => 60,
             Self::Unknown(number) => *number,

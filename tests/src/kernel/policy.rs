@@ -1,6 +1,6 @@
 //! A kernel policy to start from: nothing attached, nobody listed, the defaults of the documentation.
 
-use gateway::config::{Kernel, KernelMode};
+use gateway::config::{Escalation, Kernel, KernelMode};
 use ipnet::IpNet;
 
 pub fn open() -> Kernel {
@@ -12,7 +12,18 @@ pub fn open() -> Kernel {
         ipv6_prefix: 64,
         allow: Vec::new(),
         deny: Vec::new(),
-        monitor: false,
+        allow_listed: Vec::new(),
+        deny_listed: Vec::new(),
+        monitored: 0,
+        new_sources_per_second: 1_000_000,
+        cookies: true,
+        strict_fragments: true,
+        ceiling: None,
+        escalation: Escalation::Slow,
+        shedding: true,
+        trusted: Vec::new(),
+        client_ipv6_prefix: 64,
+        persist: None,
     }
 }
 

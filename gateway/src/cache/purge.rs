@@ -1,0 +1,43 @@
+//! Forgetting what is stored at somebody's wish: one URL, everything below a prefix, or a tag.
+
+use super::Cache;
+use super::key::{self, Scheme};
+
+/// What is to go. URLs are whole: `http://host/path?query`; those of every route count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purge {
+    Url(String),
+    Prefix(String),
+    /// Named by a response's `Cache-Tag` or `Surrogate-Key`.
+    Tag(String),
+}
+
+impl Cache {
+    /// Tells how many responses went.
+    pub fn purge(&self, what: &Purge) -> usize {
+        match what {
+            Purge::Url(url) => {
+                let url = normal(url);
+                self.store.purge(|bytes| key::url(bytes) == url, |_| true)
+            }
+            Purge::Prefix(prefix) => {
+                let prefix = normal(prefix);
+                self.store.purge(|bytes| key::url(bytes).starts_with(&prefix), |_| true)
+            }
+            Purge::Tag(tag) => self.store.purge(|_| true, |entry| entry.has_tag(tag.as_bytes())),
+        }
+    }
+}
+
+/// The URL as keys have it.
+fn normal(url: &str) -> Vec<u8> {
+    let (scheme, rest) = match url.strip_prefix("https://") {
+        Some(rest) => (Scheme::Https, rest),
+        None => (Scheme::Http, url.strip_prefix("http://").unwrap_or(url)),
+    };
+    let path = rest.find(['/', '?']).unwrap_or(rest.len());
+    let mut out = Vec::with_capacity(url.len() + 8);
+    key::write_url(scheme, &rest[..path], if rest[path..].starts_with('/') { "" } else { "/" }, &mut out);
+    out.extend_from_slice(&rest.as_bytes()[path..]);
+    out
+}

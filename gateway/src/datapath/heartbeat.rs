@@ -1,0 +1,227 @@
+//! The thread that keeps the kernel half told: whom it is to slow or block, whom it may trust, how the gateway
+//! fares, and that there is somebody who says so. When it stops, shedding and cookies stop by themselves.
+//!
+//! `kernel` starts one. It hears of sources through [`Sources`]; it decides nothing itself.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use aya::maps::{Array, MapData, PerCpuArray};
+use gateway_common::counters::cell;
+use gateway_common::maps::{COUNTERS, POLICY, SELECTOR};
+use gateway_common::policy::{Charged, Holder, Policy};
+use gateway_common::pressure::{BLOCKING, PENALTIES};
+use gateway_common::standing::{BLOCKED, Penalty};
+use gateway_common::{Address, Count, Family, Verdict};
+
+use super::cookies::{Arming, Stack};
+use super::error::Error;
+use super::known::Acquaintances;
+use super::penalties::Sentences;
+use super::sources::{Figures, Sources, Suspect};
+use super::standings::{Standings, own};
+use super::{pressure, sys};
+use crate::config::Kernel;
+
+/// How often it looks at the counters, and says that it is there.
+const BEAT: Duration = Duration::from_millis(50);
+/// What it says holds for so long.
+const HOLDS_NS: u64 = 1_000_000_000;
+/// Workers close a blocked source's connections no longer than until so long before its packets pass again: a beat
+/// that is late would have them close the first of its new ones.
+const LETS_GO_NS: u64 = 1_000_000_000;
+/// Sources it has come to know are written this often.
+const KNOWN_EVERY_NS: u64 = 1_000_000_000;
+
+pub struct Heartbeat {
+    standings: Standings,
+    counters: PerCpuArray<MapData, Count>,
+    selector: Array<MapData, u32>,
+    policies: Array<MapData, Policy>,
+    config: Arc<ArcSwap<Kernel>>,
+    sources: Weak<Sources>,
+    sentences: Sentences,
+    acquaintances: Acquaintances,
+    arming: Arming,
+    /// `None`: there is nobody to have the stack take cookies.
+    stack: Option<Stack>,
+    armed: bool,
+    known_at_ns: u64,
+}
+
+impl Heartbeat {
+    /// `stack`: the child that has the stack take cookies, where this kernel can send any.
+    pub fn new(
+        bpf: &aya::Ebpf,
+        config: Arc<ArcSwap<Kernel>>,
+        sources: &Arc<Sources>,
+        stack: Option<Stack>,
+    ) -> Result<Self, Error> {
+        let mut this = Self {
+            standings: Standings::open(bpf)?,
+            counters: own(bpf, COUNTERS)?.try_into().map_err(Error::map(COUNTERS))?,
+            selector: own(bpf, SELECTOR)?.try_into().map_err(Error::map(SELECTOR))?,
+            policies: own(bpf, POLICY)?.try_into().map_err(Error::map(POLICY))?,
+            config,
+            sources: Arc::downgrade(sources),
+            sentences: Sentences::default(),
+            acquaintances: Acquaintances::default(),
+            arming: Arming::default(),
+            stack,
+            armed: false,
+            known_at_ns: 0,
+        };
+        let now = sys::monotonic_ns();
+        // Of a gateway before this one, where maps persist.
+        for (source, penalty) in this.standings.penalties()? {
+            this.sentences.take_up(source.into(), &penalty);
+        }
+        this.release(now)?;
+        let wanted = this.wanted()?;
+        this.arming.begin(wanted);
+        sources.watch();
+        Ok(this)
+    }
+
+    /// Starts the thread; it ends when nobody else holds the sources.
+    pub fn start(self) -> io::Result<()> {
+        std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || self.run()).map(|_| ())
+    }
+
+    fn run(mut self) {
+        let mut told = false;
+        while let Some(sources) = self.sources.upgrade() {
+            let inbox = sources.listen(BEAT);
+            let mut beat = || {
+                let now = sys::monotonic_ns();
+                for suspect in &inbox.suspects {
+                    self.punish(suspect, &sources, now)?;
+                }
+                for (source, served) in &inbox.served {
+                    self.acquaintances.enter(*source, *served, now);
+                }
+                self.release(now)?;
+                self.introduce(now)?;
+                self.report(&sources, now)
+            };
+            match beat() {
+                Ok(()) => told = false,
+                // The kernel half goes on by what it was told last, and forgets it in its time.
+                Err(error) if !std::mem::replace(&mut told, true) => {
+                    tracing::error!(%error, "the kernel half cannot be kept told");
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn punish(&mut self, suspect: &Suspect, sources: &Sources, now_ns: u64) -> Result<(), Error> {
+        let (config, source) = (self.config.load(), suspect.address);
+        if config.trusted.iter().chain(&config.allow).any(|network| network.contains(&source)) {
+            return Ok(());
+        }
+        let Some(sentence) = self.sentences.pass(source, config.escalation, now_ns) else { return Ok(()) };
+        let level = sentence.level();
+        let penalty = Penalty {
+            until_ns: sentence.until_ns,
+            since_ns: now_ns,
+            hits: 0,
+            rule: suspect.rule,
+            level,
+            refused: suspect.refused,
+            ignored: suspect.ignored,
+        };
+        let attention = if level == BLOCKED { PENALTIES | BLOCKING } else { PENALTIES };
+        self.standings.penalise(source.into(), penalty, attention)?;
+        sources.block(self.sentences.blocked(now_ns + LETS_GO_NS).collect());
+        let seconds = (sentence.until_ns - now_ns) / 1_000_000_000;
+        let Suspect { refused, ignored, rule, .. } = suspect;
+        tracing::info!(%source, level, seconds, refused, ignored, rule, "penalised: it ignores its refusals");
+        Ok(())
+    }
+
+    /// Ends what is over.
+    fn release(&mut self, now_ns: u64) -> Result<(), Error> {
+        for source in self.sentences.over(now_ns) {
+            self.standings.lift(&source.into())?;
+            tracing::info!(%source, "penalty over");
+        }
+        let others = self.standings.attention() & !(PENALTIES | BLOCKING);
+        self.standings.attend(others | self.sentences.attention(now_ns))
+    }
+
+    /// Writes whom workers have served, once in a while.
+    fn introduce(&mut self, now_ns: u64) -> Result<(), Error> {
+        if now_ns < self.known_at_ns + KNOWN_EVERY_NS {
+            return Ok(());
+        }
+        self.known_at_ns = now_ns;
+        let changed = self.acquaintances.changed();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let slot = self.selector.get(&0, 0).map_err(Error::map(SELECTOR))?;
+        let policy = self.policies.get(&slot, 0).map_err(Error::map(POLICY))?;
+        for (source, class, until_ns) in changed {
+            self.standings.know(source.into(), class, until_ns)?;
+            let address = match source {
+                IpAddr::V4(_) => Address::from(source),
+                IpAddr::V6(_) => Address::from(source).masked(&policy.source_mask),
+            };
+            self.standings.open_bucket(Holder::new(address, policy.epoch, Charged::Requests), now_ns)?;
+        }
+        Ok(())
+    }
+
+    /// Says how the gateway fares, for a second.
+    fn report(&mut self, sources: &Sources, now_ns: u64) -> Result<(), Error> {
+        let until_ns = now_ns + HOLDS_NS;
+        let config = self.config.load_full();
+        let levels = if config.shedding { pressure::levels(sources.pressure()) } else { [0; 3] };
+        self.standings.shed(levels, pressure::epoch(now_ns), until_ns)?;
+        let wanted = self.wanted()?;
+        let arm = self.arming.judge(wanted, now_ns) && config.cookies;
+        if arm != self.armed {
+            self.switch(arm);
+        }
+        if self.armed || !arm {
+            self.standings.arm(self.armed.then_some(until_ns))?;
+        }
+        sources.block(self.sentences.blocked(now_ns + LETS_GO_NS).collect());
+        let penalised = self.sentences.by_level(now_ns);
+        sources.show(Figures { penalised, shed: levels, cookies_armed: self.armed });
+        Ok(())
+    }
+
+    /// Has the stack take cookies, or no more. Where it does not, none are sent.
+    fn switch(&mut self, arm: bool) {
+        let Some(stack) = &mut self.stack else { return };
+        match if arm { stack.arm() } else { stack.disarm() } {
+            Ok(()) => {
+                self.armed = arm;
+                let what = if arm { "armed: more new sources than may come" } else { "disarmed" };
+                tracing::info!("SYN cookies {what}");
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the stack takes no SYN cookies: none are sent from here on");
+                self.stack = None;
+                self.armed = false;
+            }
+        }
+    }
+
+    /// How many requests ever were worth a cookie.
+    fn wanted(&self) -> Result<u64, Error> {
+        let mut sum = 0;
+        for verdict in [Verdict::Flooded, Verdict::CookieSent, Verdict::Seed] {
+            for family in [Family::Ipv4, Family::Ipv6] {
+                let of_cpus = self.counters.get(&cell(verdict, family), 0).map_err(Error::map(COUNTERS))?;
+                sum += of_cpus.iter().map(|count| count.packets).sum::<u64>();
+            }
+        }
+        Ok(sum)
+    }
+}

@@ -1,0 +1,133 @@
+//! What workers and the heartbeat tell each other about sources of packets.
+//!
+//! It is there without a kernel half too; then nobody listens, and workers need not talk. Locks are held for a
+//! push; nothing here is on the path of a request that is neither the first of its connection nor refused.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use gateway_common::standing::Class;
+use rustc_hash::FxHashSet;
+
+use super::known::Served;
+
+/// Messages that wait for a heartbeat which does not come are no more than this.
+const MOST_WAITING: usize = 65_536;
+
+#[derive(Default)]
+pub struct Sources {
+    is_watched: AtomicBool,
+    inbox: Mutex<Inbox>,
+    comes: Condvar,
+    blocked: ArcSwap<FxHashSet<IpAddr>>,
+    changes: AtomicU64,
+    /// As the bits of a float.
+    pressure: AtomicU64,
+    figures: Mutex<Figures>,
+}
+
+#[derive(Default)]
+pub struct Inbox {
+    pub suspects: Vec<Suspect>,
+    pub served: Vec<(IpAddr, Served)>,
+}
+
+/// A source that ignores its refusals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspect {
+    /// As userspace tells clients apart.
+    pub address: IpAddr,
+    /// The number of the rule that refused last.
+    pub rule: u32,
+    /// Of the last ten seconds.
+    pub refused: u32,
+    pub ignored: u32,
+}
+
+/// How the heartbeat stands, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Penalised sources of level 1 and 2.
+    pub penalised: [u64; 2],
+    /// Of 65,536 sources of each class.
+    pub shed: [u16; Class::ALL.len()],
+    pub cookies_armed: bool,
+}
+
+impl Sources {
+    /// Somebody listens from now on.
+    pub(super) fn watch(&self) {
+        self.is_watched.store(true, Relaxed);
+    }
+
+    pub fn is_watched(&self) -> bool {
+        self.is_watched.load(Relaxed)
+    }
+
+    /// Wakes the heartbeat: a penalty is to be in force within milliseconds.
+    pub fn suspect(&self, suspect: Suspect) {
+        let mut inbox = self.inbox();
+        if self.is_watched() && inbox.suspects.len() < MOST_WAITING {
+            inbox.suspects.push(suspect);
+            self.comes.notify_one();
+        }
+    }
+
+    /// Takes what a worker has heard of sources, and leaves it empty.
+    pub fn served(&self, heard: &mut Vec<(IpAddr, Served)>) {
+        let mut inbox = self.inbox();
+        if self.is_watched() && inbox.served.len() < MOST_WAITING {
+            inbox.served.append(heard);
+        }
+        heard.clear();
+    }
+
+    /// How badly the gateway itself fares, from 0 to 1: what userspace's own refusals did not end.
+    pub fn press(&self, pressure: f64) {
+        self.pressure.store(pressure.to_bits(), Relaxed);
+    }
+
+    pub(super) fn pressure(&self) -> f64 {
+        f64::from_bits(self.pressure.load(Relaxed))
+    }
+
+    /// What has been said, at once if there are suspects, else after `patience`.
+    pub(super) fn listen(&self, patience: Duration) -> Inbox {
+        let inbox = self.inbox();
+        let waited = self.comes.wait_timeout_while(inbox, patience, |inbox| inbox.suspects.is_empty());
+        let (mut inbox, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *inbox)
+    }
+
+    /// Whose connections are to end; counted, so that workers see a change by looking at a number.
+    pub fn blocked(&self) -> (u64, Arc<FxHashSet<IpAddr>>) {
+        // The number first: a set that is newer than it is looked at once more.
+        (self.changes.load(Relaxed), self.blocked.load_full())
+    }
+
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Relaxed)
+    }
+
+    pub(super) fn block(&self, blocked: FxHashSet<IpAddr>) {
+        if **self.blocked.load() != blocked {
+            self.blocked.store(Arc::new(blocked));
+            self.changes.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub fn figures(&self) -> Figures {
+        *self.figures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn show(&self, figures: Figures) {
+        *self.figures.lock().unwrap_or_else(PoisonError::into_inner) = figures;
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,91 @@
+//! Responses made of what is stored or being fetched, as one request wants them.
+//!
+//! Preconditions, ranges and HEAD are answered here, from whole responses (RFC 9110 §13, §14).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+
+use super::body::{Source, Stored};
+use super::cached::Ask;
+use crate::cache::conditional;
+use crate::cache::entry::Entry;
+use crate::cache::flight::{Head, Reader};
+use crate::cache::range::{self, Part};
+use crate::cache::status::{CACHE_STATUS, Status};
+use crate::text::number;
+
+/// The answer from a stored response of `age`.
+pub fn stored(entry: &Entry, age: Duration, ask: Ask<'_>, status: Status) -> (Response<()>, Source) {
+    let request = &ask.parts.headers;
+    let mut response = response(entry.status, &entry.headers, ask, status);
+    response.headers_mut().insert(AGE, number(age.as_secs()));
+    let whole = || Source::Stored(Stored::new(entry.body.clone(), 0..entry.body.len()));
+    if ask.seen.caching {
+        if conditional::not_modified(request, entry.status, &entry.headers, entry.date) {
+            return (not_modified(response), Source::Full(None));
+        }
+        let partial = entry.status == StatusCode::OK && !ask.is_head() && request.contains_key(RANGE);
+        if partial && conditional::range_holds(request, &entry.headers) {
+            let length = entry.body.len();
+            match range::part(request, length) {
+                Part::Whole => {}
+                Part::Bytes(part) => {
+                    *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+                    let headers = response.headers_mut();
+                    headers.insert(CONTENT_RANGE, range::content_range(Some(&part), length));
+                    headers.insert(CONTENT_LENGTH, HeaderValue::from(part.end - part.start));
+                    return (response, Source::Stored(Stored::new(entry.body.clone(), part)));
+                }
+                Part::Unsatisfiable => {
+                    *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+                    let headers = response.headers_mut();
+                    headers.insert(CONTENT_RANGE, range::content_range(None, length));
+                    headers.remove(CONTENT_TYPE);
+                    headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
+                    return (response, Source::Full(None));
+                }
+            }
+        }
+    }
+    let source = if ask.is_head() { Source::Full(None) } else { whole() };
+    (response, source)
+}
+
+/// The answer from a response that is being fetched.
+pub fn fetched(head: &Arc<Head>, reader: Reader, ask: Ask<'_>, status: Status) -> (Response<()>, Source) {
+    let headers = if reader.leads() { &head.headers } else { head.for_others() };
+    let response = response(head.status, headers, ask, status);
+    let unchanged = || conditional::not_modified(&ask.parts.headers, head.status, &head.headers, head.date);
+    if ask.seen.caching && unchanged() {
+        return (not_modified(response), Source::Full(None));
+    }
+    let bodiless = ask.is_head() || matches!(head.status.as_u16(), 204 | 304);
+    let source = if bodiless { Source::Full(None) } else { Source::Followed { reader, left: head.length } };
+    (response, source)
+}
+
+fn response(status: StatusCode, headers: &HeaderMap, ask: Ask<'_>, cache_status: Status) -> Response<()> {
+    /// Age, `Cache-Status`, the request's identity, and the connection's own: a map that grows costs
+    /// more than copying all fields does.
+    const ADDED: usize = 6;
+    let mut copy = ask.local.arena.map(headers.len() + ADDED);
+    for (name, value) in headers {
+        copy.append(name.clone(), value.clone());
+    }
+    // Behind what caches nearer to the origin have said (RFC 9211 §2).
+    copy.append(CACHE_STATUS, cache_status.value());
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    *response.headers_mut() = copy;
+    response
+}
+
+fn not_modified(mut response: Response<()>) -> Response<()> {
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    conditional::strip_for_304(response.headers_mut());
+    response.headers_mut().remove(ACCEPT_RANGES);
+    response
+}

@@ -1,0 +1,222 @@
+//! A request before the rate limits of its route: who asks, what it is told.
+//!
+//! `answer` calls it once a route is found. What is counted, and how, is `crate::limit`'s; the answer to
+//! a refusal is `error`'s.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::rc::Rc;
+
+use http::header::RETRY_AFTER;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue};
+
+use super::Local;
+use super::error::Failure;
+use super::exchange::Exchange;
+use crate::config::{DEFAULT_LIMIT_FIELDS, LimitFields, OnFailure};
+use crate::datapath;
+use crate::limit::cluster::{Asked, Asking, Store};
+use crate::limit::fields::{
+    self, RATELIMIT, RATELIMIT_POLICY, X_RATELIMIT_LIMIT, X_RATELIMIT_REMAINING, X_RATELIMIT_RESET,
+};
+use crate::limit::{Denial, Keys, Rule, Rules, Standing, key, refusals};
+use crate::metrics::Registry;
+use crate::snapshot::Snapshot;
+use crate::text::number;
+use crate::timer::Wheel;
+
+/// What a worker keeps for itself: a clone of another's value is a shared count.
+pub struct Limiter {
+    keys: RefCell<Keys>,
+    /// The `RateLimit-Policy` field of each route.
+    policies: Vec<HeaderValue>,
+}
+
+/// Why a request is refused, and what its 429 says.
+pub struct Limited {
+    local: Rc<Local>,
+    /// Index into the snapshot's routes.
+    route: usize,
+    denial: Denial,
+}
+
+impl Limiter {
+    pub fn new(snapshot: &Snapshot) -> Self {
+        let policies = snapshot.routes.iter().map(|route| {
+            HeaderValue::from_str(&route.limits.policies).expect("names and numbers are visible ASCII")
+        });
+        Self { keys: RefCell::default(), policies: policies.collect() }
+    }
+}
+
+/// The store that `snapshot` asks for; `kept` where it is the same.
+pub fn store(
+    snapshot: &Snapshot,
+    worker: usize,
+    registry: &Registry,
+    wheel: &Rc<Wheel>,
+    kept: Option<&Rc<Store>>,
+) -> Option<Rc<Store>> {
+    let wanted = snapshot.routes.iter().any(|route| route.limits.are_shared());
+    let config = snapshot.config.rate_limit.as_ref().and_then(|section| section.store.as_ref());
+    let config = config.filter(|_| wanted);
+    if let Some(kept) = kept {
+        if config.is_some_and(|config| kept.is_of(config)) {
+            return Some(kept.clone());
+        }
+        kept.end();
+    }
+    let started = Store::start(worker, config?.clone(), snapshot.limits.clone(), registry, wheel.clone());
+    started.inspect_err(|error| tracing::error!(%error, "cannot look for the store of rate limits")).ok()
+}
+
+/// Takes a place among the requests under way, which is given back with the exchange.
+pub fn enter(local: &Local, exchange: &mut Exchange, index: usize) -> Result<(), Failure> {
+    let (limits, rules) = (&local.snapshot.limits, &local.snapshot.routes[index].limits);
+    let permits = rules.caps.enter(&limits.clients, exchange.identity.address);
+    exchange.hold(permits.map_err(Failure::Crowded)?);
+    Ok(())
+}
+
+/// Asks for the rules that gateways share; to be called where there are any.
+pub fn ask<'a>(local: &'a Local, exchange: &Exchange, index: usize, parts: &Parts) -> Asking<'a> {
+    let (limits, rules) = (&*local.snapshot.limits, &local.snapshot.routes[index].limits);
+    let Some(store) = &local.store else { return Asking::Known(Asked::Away) };
+    let now = limits.at(exchange.started());
+    let mut keys = local.limiter.keys.borrow_mut();
+    read(local, exchange, rules, parts, &mut keys);
+    // Who is refused here costs the others nothing.
+    match limits.refuses(rules, &keys, now) {
+        true => Asking::Known(Asked::Skipped),
+        false => store.ask(rules, &keys, now),
+    }
+}
+
+/// Admits the request, or says why not. `asked` is what is known from other gateways.
+pub fn admit(
+    local: &Rc<Local>,
+    exchange: &Exchange,
+    index: usize,
+    parts: &Parts,
+    asked: &Asked,
+) -> Result<Option<Standing>, Failure> {
+    let (limits, route) = (&*local.snapshot.limits, &local.snapshot.routes[index]);
+    let rules = &route.limits;
+    let (client, is_source) = (exchange.identity.address, is_source(exchange, &local.snapshot));
+    let now = limits.at(exchange.started());
+    let said = match asked {
+        Asked::Said(said) => Some(said),
+        Asked::Skipped => None,
+        Asked::Away => {
+            go_alone(local, rules)?;
+            None
+        }
+    };
+    let decided = if rules.is_empty() {
+        Ok(None)
+    } else {
+        let mut keys = local.limiter.keys.borrow_mut();
+        read(local, exchange, rules, parts, &mut keys);
+        limits.decide(rules, &keys, now, local.worker, said)
+    };
+    let denial = match decided {
+        Ok(standing) => {
+            if is_source {
+                limits.refusals.other(client, false, now);
+            }
+            return Ok(standing);
+        }
+        Err(denial) => denial,
+    };
+    let rule = rules.rule(denial.rule);
+    if is_source && rule.client_alone {
+        let (ignored, suspect) = limits.refusals.refused(client, rule.number, denial.wait_s, now);
+        rule.cells[local.worker].ignored.add(u64::from(ignored));
+        if let Some(refusals::Suspect { address, rule, refused, ignored, .. }) = suspect {
+            local.snapshot.sources.suspect(datapath::Suspect { address, rule, refused, ignored });
+        }
+    } else if is_source {
+        limits.refusals.other(client, true, now);
+    }
+    Err(Failure::Limited(Limited { local: local.clone(), route: index, denial }))
+}
+
+fn read(local: &Local, exchange: &Exchange, rules: &Rules, parts: &Parts, keys: &mut Keys) {
+    let (client, query) = (exchange.identity.address, parts.uri.query());
+    let request = key::Request { client, route: rules.route, headers: &parts.headers, query };
+    local.snapshot.limits.read(keys, rules, &request);
+}
+
+/// Counts what each shared rule does without the store; one of them may refuse.
+fn go_alone(local: &Local, rules: &Rules) -> Result<(), Failure> {
+    let (mut refused, cells) = (false, &local.registry.store[local.worker]);
+    for rule in rules.iter() {
+        let Some(terms) = &rule.cluster else { continue };
+        cells.alone[terms.on_failure as usize].add(1);
+        refused |= terms.on_failure == OnFailure::Refuse && !rule.shadow;
+    }
+    if refused { Err(Failure::StoreAway) } else { Ok(()) }
+}
+
+/// Adds what is left to an admitted request's answer, where that is asked for.
+pub fn announce(local: &Local, index: usize, standing: Option<Standing>, fields: &mut HeaderMap) {
+    let Some(Standing { rule, part, left, reset_s, near }) = standing else { return };
+    let section = local.snapshot.config.rate_limit.as_ref();
+    match section.map_or(DEFAULT_LIMIT_FIELDS, |section| section.fields) {
+        LimitFields::Always => {}
+        LimitFields::Near if near => {}
+        LimitFields::Near | LimitFields::Refused => return,
+    }
+    let rule = local.snapshot.routes[index].limits.rule(rule);
+    // Appended, for the upstream may have limits of its own, and the fields are lists.
+    fields.append(RATELIMIT_POLICY, local.limiter.policies[index].clone());
+    fields.append(RATELIMIT, fields::item(rule.policy(part), left, reset_s));
+    if section.is_some_and(|section| section.legacy_fields) {
+        legacy(fields, rule.limit(part), left, reset_s);
+    }
+}
+
+impl Limited {
+    /// The policy that refused.
+    pub fn policy(&self) -> &str {
+        self.rule().policy(self.denial.part)
+    }
+
+    /// Adds what the 429 tells of the limit.
+    pub fn announce(&self, headers: &mut HeaderMap) {
+        let (Denial { part, wait_s, .. }, limiter) = (self.denial, &self.local.limiter);
+        headers.insert(RETRY_AFTER, number(wait_s.into()));
+        headers.insert(RATELIMIT, fields::item(self.policy(), 0, wait_s));
+        headers.insert(RATELIMIT_POLICY, limiter.policies[self.route].clone());
+        if self.local.snapshot.config.rate_limit.as_ref().is_some_and(|section| section.legacy_fields) {
+            legacy(headers, self.rule().limit(part), 0, wait_s);
+        }
+    }
+
+    fn rule(&self) -> &Rule {
+        self.local.snapshot.routes[self.route].limits.rule(self.denial.rule)
+    }
+}
+
+impl fmt::Debug for Limited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Limited by {}, for {} s", self.policy(), self.denial.wait_s)
+    }
+}
+
+/// The names that came before the standard's; `Reset` in seconds from now.
+fn legacy(headers: &mut HeaderMap, limit: u32, left: u32, reset_s: u32) {
+    headers.insert(X_RATELIMIT_LIMIT, number(limit.into()));
+    headers.insert(X_RATELIMIT_REMAINING, number(left.into()));
+    headers.insert(X_RATELIMIT_RESET, number(reset_s.into()));
+}
+
+/// Whether the packets themselves come from who is counted, and from nobody behind him: refusals then say
+/// something about that address.
+fn is_source(exchange: &Exchange, snapshot: &Snapshot) -> bool {
+    let client = exchange.client();
+    exchange.identity.is_peer
+        && !client.standing(snapshot).trusted
+        && !client.looks_like_forgotten_proxy.get()
+}

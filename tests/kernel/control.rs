@@ -1,0 +1,150 @@
+//! Lists made at run time, in the kernel: from the command to the packet, over restarts and reloads.
+
+use gateway_tests::kernel::netns::Network;
+use gateway_tests::{Gateway, PATIENCE, Upstream};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::process::{LOUD, QUIET, budget, config, reaches};
+use crate::traffic::connect;
+
+/// A gateway with a control socket; more of the configuration is `kernel`.
+fn start(network: &Network, upstream: &Upstream, kernel: Value) -> Gateway {
+    let directory = TempDir::new().unwrap();
+    let mut config = config(upstream, kernel);
+    // The same port after a restart.
+    config["listen_addr"] = json!("10.77.0.1:8080");
+    config["control"] = json!({
+        "socket": directory.path().join("control.sock"), "state_file": directory.path().join("state.json")
+    });
+    let file = directory.path().join("gateway.json");
+    std::fs::write(&file, gateway_tests::gateway::complete(config)).unwrap();
+    network.gateway.run(|| Gateway::run(directory, file, |_| {}))
+}
+
+fn explain(gateway: &Gateway, source: &str) -> Value {
+    gateway.ask(&["explain", source, "--json"]).json()["explanation"]["kernel"].clone()
+}
+
+#[test]
+fn a_network_denied_at_run_time_is_dropped_until_it_is_not() {
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let gateway = start(&network, &upstream, budget(1_000, 1_000));
+    let place = gateway.address;
+    assert!(reaches(&network, QUIET, place));
+    let before = explain(&gateway, QUIET);
+    assert_eq!((&before["verdict"], &before["dropped"]), (&json!("pass"), &json!(false)));
+
+    let told = gateway.ask(&["deny", "add", QUIET, "--for", "1h", "--reason", "scraper"]);
+    assert_eq!((told.code, told.out.as_str()), (Some(0), "deny 10.77.0.3/32 for 3600 s\n"));
+    let is_denied = |gateway: &Gateway| {
+        let told = explain(gateway, QUIET);
+        assert_eq!((&told["verdict"], &told["dropped"]), (&json!("denied"), &json!(true)));
+        assert_eq!(
+            (&told["reason"], &told["change"]),
+            (&json!("scraper"), &json!("gateway deny del 10.77.0.3/32"))
+        );
+        let seconds = told["until"].as_u64().unwrap() - told["since"].as_u64().unwrap();
+        assert_eq!(seconds, 3_600);
+        let refused = explain(gateway, QUIET)["refused"].as_u64().unwrap();
+        assert!(connect(&network, QUIET, place).is_none(), "the denied");
+        assert!(explain(gateway, QUIET)["refused"].as_u64().unwrap() > refused, "its packets are counted");
+        assert!((0..5).all(|_| reaches(&network, LOUD, place)), "its neighbour");
+    };
+    is_denied(&gateway);
+    let gateway = network.gateway.run(|| gateway.restart(|_| ()));
+    is_denied(&gateway);
+    let mut reloaded: Value = serde_json::from_str(&std::fs::read_to_string(&gateway.file).unwrap()).unwrap();
+    reloaded["kernel"] = budget(2_000, 2_000);
+    gateway.replace(reloaded);
+    gateway.log.wait_for("reloaded");
+    is_denied(&gateway);
+
+    // Allowed, it is served whatever the deny list says, and who adds to that list is told so.
+    assert_eq!(gateway.ask(&["allow", "add", "10.77.0.0/29"]).code, Some(0));
+    assert!(reaches(&network, QUIET, place));
+    let told = gateway.ask(&["deny", "add", QUIET, "--for", "1h"]);
+    assert!(told.out.contains("note: 10.77.0.0/29 is on the allow list, which is stronger"), "{told:?}");
+    assert_eq!(gateway.ask(&["allow", "del", "10.77.0.0/29"]).code, Some(0));
+    assert!(connect(&network, QUIET, place).is_none());
+    assert_eq!(gateway.ask(&["deny", "del", QUIET]).code, Some(0));
+    assert!((0..5).all(|_| reaches(&network, QUIET, place)));
+}
+
+#[test]
+fn an_entry_whose_time_is_over_drops_nothing() {
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let gateway = start(&network, &upstream, budget(1_000, 1_000));
+    assert_eq!(gateway.ask(&["deny", "add", QUIET, "--for", "2s"]).code, Some(0));
+    let started = std::time::Instant::now();
+    while connect(&network, QUIET, gateway.address).is_none() {
+        assert!(started.elapsed() < PATIENCE, "it goes on");
+    }
+    assert_eq!(explain(&gateway, QUIET)["verdict"], json!("pass"));
+}
+
+/// What an entry would do is known before it does it.
+#[test]
+fn an_entry_on_trial_counts_and_drops_nothing() {
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let gateway = start(&network, &upstream, budget(1_000, 1_000));
+    let packets = |gateway: &Gateway| {
+        let entries = gateway.ask(&["deny", "list", "--json"]).json()["entries"].clone();
+        assert_eq!(
+            (&entries[0]["network"], &entries[0]["entry"]["trial"]),
+            (&json!("10.77.0.3/32"), &json!(true))
+        );
+        entries[0]["packets"].as_u64().unwrap()
+    };
+    assert_eq!(gateway.ask(&["deny", "add", QUIET, "--trial"]).code, Some(0));
+    assert_eq!(packets(&gateway), 0);
+    assert!((0..5).all(|_| reaches(&network, QUIET, gateway.address)));
+    assert!(packets(&gateway) >= 5);
+    assert!(gateway.ask(&["deny", "list"]).out.contains("for good  on trial"));
+    let gateway = network.gateway.run(|| gateway.restart(|_| ()));
+    assert!(reaches(&network, QUIET, gateway.address));
+    assert_eq!(gateway.ask(&["deny", "add", QUIET]).code, Some(0));
+    assert!(connect(&network, QUIET, gateway.address).is_none(), "in earnest");
+}
+
+/// The kernel half knows the end of each entry: it needs nobody to take it away.
+#[test]
+fn an_entry_ends_while_the_gateway_is_stopped() {
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let gateway = start(&network, &upstream, budget(1_000, 1_000));
+    assert_eq!(gateway.ask(&["deny", "add", QUIET, "--for", "3s"]).code, Some(0));
+    assert_eq!(gateway.ask(&["deny", "add", "10.77.0.4"]).code, Some(0));
+    gateway.signal(Signal::STOP);
+    let started = std::time::Instant::now();
+    while connect(&network, QUIET, gateway.address).is_none() {
+        assert!(started.elapsed() < PATIENCE, "it goes on");
+    }
+    assert!(connect(&network, "10.77.0.4", gateway.address).is_none(), "the other has no end");
+    gateway.signal(Signal::CONT);
+}
+
+#[test]
+fn who_is_over_budget_is_told_until_when() {
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let gateway = start(&network, &upstream, budget(1, 3));
+    let started = std::time::Instant::now();
+    while connect(&network, LOUD, gateway.address).is_some() {
+        assert!(started.elapsed() < PATIENCE, "slower than the budget");
+    }
+    let told = explain(&gateway, LOUD);
+    if told["verdict"] == json!("over_budget") {
+        assert_eq!((&told["dropped"], &told["left"]), (&json!(true), &json!(0)));
+        assert_eq!(told["rule"], json!("kernel.connections_per_second 1, kernel.burst 3"));
+        assert!(told["until"].is_u64());
+    } else {
+        // Seconds have passed since.
+        assert!(told["verdict"] == json!("pass") && told["left"].as_u64() >= Some(1), "{told}");
+    }
+    assert_eq!(explain(&gateway, "10.77.0.9")["left"], json!(3));
+}

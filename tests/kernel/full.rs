@@ -1,0 +1,151 @@
+//! Each map filled to its brim, and the words of pressure left to themselves: nobody is refused for it.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use gateway::config::Kernel;
+use gateway::datapath::{Entry, Fill};
+use gateway_common::maps::{BUCKET, KNOWN, MAX_KNOWN, MAX_NETWORKS, MAX_PENALTIES, MAX_SOURCES, PENALTY};
+use gateway_common::policy::SLOTS;
+use gateway_common::pressure::{BLOCKING, PENALTIES};
+use gateway_common::standing::{BLOCKED, Class, Penalty};
+use gateway_common::{Address, Verdict};
+use gateway_tests::kernel::packet::Packet;
+use gateway_tests::kernel::policy::{budget, open};
+use ipnet::IpNet;
+
+use crate::{LISTENERS, listeners, load, load_with_clock};
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+fn nth(n: u32) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + n))
+}
+
+fn syn(source: IpAddr) -> Vec<u8> {
+    Packet::syn(source, "198.18.0.1".parse().unwrap(), 80).bytes()
+}
+
+fn fill_of(fills: &[Fill], map: &str) -> Fill {
+    *fills.iter().find(|fill| fill.map == map).unwrap()
+}
+
+#[test]
+fn more_sources_than_there_are_buckets_all_pass() {
+    const SOURCES: u32 = MAX_SOURCES as u32 + 20_000;
+    let mut datapath = load_with_clock(&Kernel { new_sources_per_second: 1_000_000, ..budget(1, 1) });
+    datapath.set_clock(SECOND_NS).unwrap();
+    let program = datapath.program(Entry::Xdp).unwrap();
+    for n in 0..SOURCES {
+        program.run(&syn(nth(n)), 1).unwrap();
+    }
+    assert_eq!(datapath.counters().unwrap().packets(Verdict::Pass), u64::from(SOURCES));
+    let fill = fill_of(&datapath.fill().unwrap(), BUCKET);
+    assert_eq!(fill.most, MAX_SOURCES as u64);
+    assert!((fill.most / 2..=fill.most).contains(&fill.entries), "{fill:?}");
+}
+
+#[test]
+fn known_sources_and_penalties_to_the_brim() {
+    let mut datapath = load_with_clock(&open());
+    datapath.set_clock(SECOND_NS).unwrap();
+    let mut standings = datapath.standings().unwrap();
+    for n in 0..MAX_KNOWN as u32 + 1_000 {
+        standings.know(Address::from(nth(n)), Class::Known, 9 * SECOND_NS).unwrap();
+    }
+    let until = |until_ns| Penalty {
+        until_ns,
+        since_ns: SECOND_NS,
+        hits: 0,
+        rule: 1,
+        level: BLOCKED,
+        refused: 60,
+        ignored: 50,
+    };
+    let mut penalise = |n| standings.penalise(nth(n).into(), until(9 * SECOND_NS), PENALTIES | BLOCKING);
+    for n in 0..MAX_PENALTIES as u32 {
+        penalise(n).unwrap();
+    }
+    // One more is an error that is told, and changes nothing for anybody.
+    let newcomer = MAX_PENALTIES as u32;
+    assert!(penalise(newcomer).is_err());
+    let fills = datapath.fill().unwrap();
+    assert_eq!(fill_of(&fills, PENALTY).entries, MAX_PENALTIES as u64);
+    assert!(fill_of(&fills, KNOWN).entries <= MAX_KNOWN as u64);
+    let program = datapath.program(Entry::Xdp).unwrap();
+    for (source, verdict) in [
+        (nth(0), Verdict::Penalised),
+        (nth(newcomer - 1), Verdict::Penalised),
+        (nth(newcomer), Verdict::Pass),
+    ] {
+        let before = datapath.counters().unwrap().packets(verdict);
+        program.run(&syn(source), 1).unwrap();
+        assert_eq!(datapath.counters().unwrap().packets(verdict), before + 1, "{source}");
+    }
+    // Of another policy the penalties know nothing.
+    datapath.set_clock(9 * SECOND_NS).unwrap();
+    let before = datapath.counters().unwrap().packets(Verdict::Pass);
+    program.run(&syn(nth(0)), 1).unwrap();
+    assert_eq!(datapath.counters().unwrap().packets(Verdict::Pass), before + 1, "its penalty is over");
+}
+
+#[test]
+fn a_list_that_does_not_fit_leaves_the_old_policy() {
+    let mut datapath = load(&open());
+    let most = (MAX_NETWORKS / SLOTS) as u32;
+    let networks = |count: u32| (0..count).map(|n| IpNet::from(nth(n))).collect::<Vec<_>>();
+    let place = listeners(&LISTENERS);
+    let error = datapath.apply(&Kernel { deny: networks(most + 1), ..open() }, &place).unwrap_err();
+    assert!(error.to_string().contains("65537 networks in kernel.deny"), "{error}");
+    let program = datapath.program(Entry::Xdp).unwrap();
+    program.run(&syn(nth(1)), 1).unwrap();
+    assert_eq!(datapath.counters().unwrap().packets(Verdict::Pass), 1);
+    datapath.apply(&Kernel { deny: networks(most), ..open() }, &place).unwrap();
+    program.run(&syn(nth(most - 1)), 1).unwrap();
+    program.run(&syn(nth(most)), 1).unwrap();
+    let counters = datapath.counters().unwrap();
+    assert_eq!((counters.packets(Verdict::Denied), counters.packets(Verdict::Pass)), (1, 2));
+}
+
+/// A gateway that has stopped says nothing more: a second later nobody is shed and no cookie is sent.
+#[test]
+fn what_userspace_says_ends_by_itself() {
+    let policy = Kernel { new_sources_per_second: 1, ..budget(1, 1) };
+    let mut datapath = load_with_clock(&policy);
+    let mut standings = datapath.standings().unwrap();
+    let program = datapath.program(Entry::Xdp).unwrap();
+    let mut sources = (0..).map(nth);
+    let mut check = |datapath: &mut gateway::datapath::Datapath, now_ns, verdict: Verdict| {
+        datapath.set_clock(now_ns).unwrap();
+        let before = datapath.counters().unwrap().packets(verdict);
+        program.run(&syn(sources.next().unwrap()), 1).unwrap();
+        let after = datapath.counters().unwrap().packets(verdict);
+        assert_eq!(after, before + 1, "{verdict:?} at {now_ns}: {:?}", datapath.counters());
+    };
+    let start = 1_000 * SECOND_NS;
+    standings.shed([u16::MAX, 0, 0], 0, start + SECOND_NS).unwrap();
+    check(&mut datapath, start, Verdict::Shed);
+    check(&mut datapath, start + SECOND_NS / 2, Verdict::Shed);
+    check(&mut datapath, start + 2 * SECOND_NS, Verdict::Pass);
+
+    let start = 2_000 * SECOND_NS;
+    standings.arm(Some(start + SECOND_NS)).unwrap();
+    check(&mut datapath, start, Verdict::Pass);
+    check(&mut datapath, start, Verdict::Seed);
+    check(&mut datapath, start, Verdict::CookieSent);
+    check(&mut datapath, start + SECOND_NS / 2, Verdict::CookieSent);
+    check(&mut datapath, start + 2 * SECOND_NS, Verdict::Pass);
+    check(&mut datapath, start + 2 * SECOND_NS, Verdict::Flooded);
+}
+
+#[test]
+fn the_loudest_sources_are_found_without_stopping_anybody() {
+    let mut datapath = load(&budget(1, 1));
+    let program = datapath.program(Entry::Xdp).unwrap();
+    for (n, requests) in [(1, 3_000), (2, 1), (3, 9_000), (4, 6_000)] {
+        program.run(&syn(nth(n)), requests).unwrap();
+    }
+    let loudest = datapath.loudest(2).unwrap();
+    let found: Vec<IpAddr> = loudest.iter().map(|loud| loud.source.into()).collect();
+    assert_eq!(found, [nth(3), nth(4)]);
+    assert!(loudest[0].refused > 8_000 && loudest[1].refused > 5_000, "{loudest:?}");
+}

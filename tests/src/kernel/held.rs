@@ -1,0 +1,100 @@
+//! What a gateway holds in the kernel: its programs, maps and links, by their identifiers; and a BPF file
+//! system for what it pins.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{Gateway, PATIENCE};
+
+/// Kind (`prog`, `map`, `link`) and identifier.
+pub type Held = BTreeSet<(&'static str, u64)>;
+
+const KINDS: [(&str, &str); 3] = [("prog_id:", "prog"), ("map_id:", "map"), ("link_id:", "link")];
+
+/// Everything that the process has a descriptor of. A link's program counts as held, too.
+pub fn by(gateway: &Gateway) -> Held {
+    let entries = fs::read_dir(format!("/proc/{}/fdinfo", gateway.id())).expect("it runs");
+    // A descriptor may be closed while the others are read.
+    let texts = entries.filter_map(|entry| fs::read_to_string(entry.expect("it runs").path()).ok());
+    let ids = |text: String| {
+        let id = |line: &str| {
+            let (_, kind) = KINDS.iter().find(|(name, _)| line.starts_with(name))?;
+            Some((*kind, line.split_whitespace().nth(1)?.parse().ok()?))
+        };
+        text.lines().filter_map(id).collect::<Vec<_>>()
+    };
+    texts.flat_map(ids).collect()
+}
+
+/// Waits until the kernel has freed all of them.
+#[track_caller]
+pub fn wait_until_gone(held: &Held) {
+    let started = Instant::now();
+    loop {
+        let left: Vec<_> = held.iter().filter(|(kind, id)| exists(kind, *id)).collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(started.elapsed() < PATIENCE, "still in the kernel: {left:?}");
+        std::thread::yield_now();
+    }
+}
+
+pub fn exists(kind: &str, id: u64) -> bool {
+    let mut command = Command::new("bpftool");
+    command.args(["-j", kind, "show", "id", &id.to_string()]);
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.expect("bpftool is installed").success()
+}
+
+/// A BPF file system of the test's own.
+pub struct BpfFs(TempDir);
+
+impl BpfFs {
+    pub fn mount() -> Self {
+        let this = Self(TempDir::new().expect("there is room for a folder"));
+        let status = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(this.0.path()).status();
+        assert!(status.expect("mount is there").success(), "root may mount it");
+        this
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Where a gateway may pin.
+    pub fn folder(&self) -> PathBuf {
+        self.0.path().join("gateway")
+    }
+
+    /// Names in [`Self::folder`], in order; none where it is not there.
+    pub fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.folder()).into_iter().flatten();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.expect("it is there").file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for BpfFs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+/// The answer of `bpftool -j`.
+#[track_caller]
+pub fn bpftool(arguments: &[&str]) -> Value {
+    let output = Command::new("bpftool").arg("-j").args(arguments).output().expect("bpftool is installed");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "bpftool {}: {text}", arguments.join(" "));
+    serde_json::from_str(&text).unwrap_or(Value::Null)
+}
