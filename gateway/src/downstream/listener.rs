@@ -3,13 +3,13 @@
 use std::future::Future;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::os::fd::AsFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::crowd::Crowd;
 use super::{Warm, serve};
@@ -84,10 +84,11 @@ impl Listener {
         }
     }
 
-    /// Lets nobody begin to connect; whoever has begun still arrives. A client that is turned away so asks again a
-    /// second later, and then finds nobody, or this gateway's successor.
+    /// Lets nobody begin to connect; whoever has begun still arrives. Bound to an interface that cannot be, the socket
+    /// is found by no packet but those of connections under way. A filter over the TCP header would do the same,
+    /// and newer kernels want CAP_NET_ADMIN for it, which is long given up.
     pub fn refuse_new(&self) {
-        if let Err(error) = SockRef::from(&self.socket).attach_filter(&NO_SYN) {
+        if let Err(error) = SockRef::from(&self.socket).bind_device_by_index_v4(Some(NO_INTERFACE)) {
             tracing::warn!(%error, "cannot keep new connections away while draining; some may be reset");
         }
     }
@@ -135,17 +136,8 @@ impl Listener {
     }
 }
 
-/// Packets that the listening socket takes: all but those that ask for a connection. Classic BPF over the TCP
-/// header: the byte of flags, its bit SYN.
-const NO_SYN: [SockFilter; 4] = [
-    SockFilter::new(BPF_LD_B_ABS, 0, 0, 13),
-    SockFilter::new(BPF_JSET_K, 0, 1, 0x02),
-    SockFilter::new(BPF_RET_K, 0, 0, 0),
-    SockFilter::new(BPF_RET_K, 0, 0, u32::MAX),
-];
-const BPF_LD_B_ABS: u16 = 0x30;
-const BPF_JSET_K: u16 = 0x45;
-const BPF_RET_K: u16 = 0x06;
+/// The kernel counts interfaces from 1 up.
+const NO_INTERFACE: NonZeroU32 = NonZeroU32::new(i32::MAX as u32).unwrap();
 
 /// Answers whoever has asked already, without waiting for anything, and closes.
 fn turn_away(stream: tokio::net::TcpStream, answer: &[u8]) -> io::Result<()> {
