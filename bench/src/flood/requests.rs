@@ -1,7 +1,8 @@
 //! The HTTP flood: requests far past their limit over few connections that stay open, whatever is answered.
 //!
-//! A connection asks again when it has its answer, so a server slower than the rate slows the attack too. One
-//! that was closed is made again, but seldom enough that this stays a flood of requests.
+//! A connection asks again when it has its answer, so a server slower than the rate slows the attack too, and one
+//! that shuts the attacker out ends it: what is left are attempts to connect. A connection that was closed, or is
+//! told nothing, is made again, but seldom enough that this stays a flood of requests.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,6 +17,8 @@ use crate::scenario::Exchange;
 
 const CONNECTIONS: usize = 50;
 const OPEN_EVERY: Duration = Duration::from_millis(10);
+/// A connection that is told nothing for so long is given up.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// Requests that one turn sends.
 const BATCH: usize = 16;
 
@@ -28,10 +31,11 @@ pub struct RequestFlood {
     opens_at: Instant,
 }
 
-#[derive(Default)]
 struct Asker {
     reader: Reader,
     stands: bool,
+    /// When it last began to connect or sent a request.
+    asked: Instant,
 }
 
 impl RequestFlood {
@@ -43,9 +47,13 @@ impl RequestFlood {
 
     /// Sends up to `due` requests and reads answers; says how many it sent.
     pub fn advance(&mut self, due: usize, now: Instant) -> io::Result<usize> {
-        if now >= self.opens_at && self.crowd.len() < CONNECTIONS {
+        if now >= self.opens_at {
             self.opens_at = now + OPEN_EVERY;
-            self.rig.as_attacker(|| self.crowd.connect(Asker::default()))??;
+            self.give_up_one(now);
+            if self.crowd.len() < CONNECTIONS {
+                let asker = Asker { reader: Reader::default(), stands: false, asked: now };
+                self.rig.as_attacker(|| self.crowd.connect(asker))??;
+            }
         }
         for ready in self.crowd.ready()? {
             if ready.writable && self.crowd.state(ready.token).is_some_and(|asker| !asker.stands) {
@@ -64,8 +72,19 @@ impl RequestFlood {
                 true => sent += 1,
                 false => self.crowd.close(token),
             }
+            if let Some(asker) = self.crowd.state(token) {
+                asker.asked = now;
+            }
         }
         Ok(sent)
+    }
+
+    fn give_up_one(&mut self, now: Instant) {
+        let mut waiting = (0..CONNECTIONS).filter(|token| !self.idle.contains(token));
+        let is_ignored = |asker: &mut Asker| now - asker.asked > PATIENCE;
+        if let Some(token) = waiting.find(|token| self.crowd.state(*token).is_some_and(is_ignored)) {
+            self.crowd.close(token);
+        }
     }
 
     fn read(&mut self, token: usize) {
