@@ -20,15 +20,15 @@ pub fn hold(target: SocketAddr, request: &[u8], count: usize) -> io::Result<Vec<
 pub fn open(target: SocketAddr, request: &[u8]) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(5))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    ask(&mut stream, request)?;
+    ask(&mut stream, request, 200)?;
     Ok(stream)
 }
 
 /// Sends one request and waits for its answer.
 ///
 /// # Errors
-/// Anything but a 200 that leaves the connection open.
-pub fn ask(stream: &mut TcpStream, request: &[u8]) -> io::Result<()> {
+/// Anything but an answer of `status` that leaves the connection open.
+pub fn ask(stream: &mut TcpStream, request: &[u8], status: u16) -> io::Result<()> {
     stream.write_all(request)?;
     let (mut reader, mut buffer) = (Reader::default(), [0; 4096]);
     loop {
@@ -38,7 +38,7 @@ pub fn ask(stream: &mut TcpStream, request: &[u8]) -> io::Result<()> {
         }
         let mut input = &buffer[..bytes];
         match reader.feed(&mut input).map_err(io::Error::other)? {
-            Some(answer) if answer.status == 200 && !answer.close => return Ok(()),
+            Some(answer) if answer.status == status && !answer.close => return Ok(()),
             Some(answer) => return Err(io::Error::other(format!("answered {answer:?}"))),
             None => {}
         }
