@@ -56,6 +56,11 @@ pub enum Error {
     TooMany { what: &'static str, count: usize, most: usize },
     #[error("the kernel half's map {map} cannot be used: {reason}")]
     Map { map: &'static str, reason: String },
+    #[error(
+        "the kernel half in this binary is of another build, by its map {map}: run `cargo xtask build-ebpf`, then \
+         build the gateway again"
+    )]
+    OtherBuild { map: &'static str },
     #[error("the heartbeat's thread does not start: {0}")]
     Thread(io::Error),
     #[error("the addresses of this host cannot be listed: {0}")]
@@ -64,7 +69,13 @@ pub enum Error {
 
 impl Error {
     pub(super) fn map(map: &'static str) -> impl Fn(MapError) -> Self {
-        move |error| Self::Map { map, reason: chain(&error) }
+        move |error| match error {
+            // Maps that were there before have been compared with the object's own by now.
+            MapError::InvalidKeySize { .. }
+            | MapError::InvalidValueSize { .. }
+            | MapError::InvalidMapType { .. } => Self::OtherBuild { map },
+            error => Self::Map { map, reason: chain(&error) },
+        }
     }
 
     /// A program that would not load. The verifier's last words are its reason; all it said is for debug.

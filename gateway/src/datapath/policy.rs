@@ -329,7 +329,7 @@ pub fn map_mut<'a>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Map,
 }
 
 fn absent(map: &'static str) -> Error {
-    Error::Map { map, reason: "the object does not define it".to_owned() }
+    Error::OtherBuild { map }
 }
 
 #[cfg(test)]

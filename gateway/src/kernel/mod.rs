@@ -315,6 +315,7 @@ fn host_lacks(error: &Error) -> bool {
         | Error::Persist { .. }
         | Error::Shape { .. }
         | Error::Map { .. }
+        | Error::OtherBuild { .. }
         | Error::Thread(_)
         | Error::Addresses(_) => false,
     }
