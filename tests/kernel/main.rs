@@ -19,6 +19,7 @@ mod model;
 mod persist;
 mod privileges;
 mod process;
+mod prompt;
 mod reload;
 mod reply;
 mod stalls;

@@ -20,7 +20,7 @@ use gateway_common::{Address, Count, Family, Verdict};
 use super::cookies::{Arming, Stack};
 use super::error::Error;
 use super::known::Acquaintances;
-use super::penalties::Sentences;
+use super::penalties::Sentence;
 use super::sources::{Figures, Sources, Suspect};
 use super::standings::{Standings, own};
 use super::{pressure, sys};
@@ -43,7 +43,6 @@ pub struct Heartbeat {
     policies: Array<MapData, Policy>,
     config: Arc<ArcSwap<Kernel>>,
     sources: Weak<Sources>,
-    sentences: Sentences,
     acquaintances: Acquaintances,
     arming: Arming,
     /// `None`: there is nobody to have the stack take cookies.
@@ -67,7 +66,6 @@ impl Heartbeat {
             policies: own(bpf, POLICY)?.try_into().map_err(Error::map(POLICY))?,
             config,
             sources: Arc::downgrade(sources),
-            sentences: Sentences::default(),
             acquaintances: Acquaintances::default(),
             arming: Arming::default(),
             stack,
@@ -77,12 +75,12 @@ impl Heartbeat {
         let now = sys::monotonic_ns();
         // Of a gateway before this one, where maps persist.
         for (source, penalty) in this.standings.penalties()? {
-            this.sentences.take_up(source.into(), &penalty);
+            sources.sentences().take_up(source.into(), &penalty);
         }
-        this.release(now)?;
+        this.release(sources, now)?;
         let wanted = this.wanted()?;
         this.arming.begin(wanted);
-        sources.watch();
+        sources.watch(this.config.clone());
         Ok(this)
     }
 
@@ -97,13 +95,13 @@ impl Heartbeat {
             let inbox = sources.listen(BEAT);
             let mut beat = || {
                 let now = sys::monotonic_ns();
-                for suspect in &inbox.suspects {
-                    self.punish(suspect, &sources, now)?;
+                for (suspect, sentence) in &inbox.penalised {
+                    self.punish(suspect, sentence, &sources)?;
                 }
                 for (source, served) in &inbox.served {
                     self.acquaintances.enter(*source, *served, now);
                 }
-                self.release(now)?;
+                self.release(&sources, now)?;
                 self.introduce(now)?;
                 self.report(&sources, now)
             };
@@ -118,16 +116,12 @@ impl Heartbeat {
         }
     }
 
-    fn punish(&mut self, suspect: &Suspect, sources: &Sources, now_ns: u64) -> Result<(), Error> {
-        let (config, source) = (self.config.load(), suspect.address);
-        if config.trusted.iter().chain(&config.allow).any(|network| network.contains(&source)) {
-            return Ok(());
-        }
-        let Some(sentence) = self.sentences.pass(source, config.escalation, now_ns) else { return Ok(()) };
-        let level = sentence.level();
+    fn punish(&mut self, suspect: &Suspect, sentence: &Sentence, sources: &Sources) -> Result<(), Error> {
+        let Sentence { since_ns, until_ns, .. } = *sentence;
+        let (source, level) = (suspect.address, sentence.level());
         let penalty = Penalty {
-            until_ns: sentence.until_ns,
-            since_ns: now_ns,
+            until_ns,
+            since_ns,
             hits: 0,
             rule: suspect.rule,
             level,
@@ -136,21 +130,24 @@ impl Heartbeat {
         };
         let attention = if level == BLOCKED { PENALTIES | BLOCKING } else { PENALTIES };
         self.standings.penalise(source.into(), penalty, attention)?;
-        sources.block(self.sentences.blocked(now_ns + LETS_GO_NS).collect());
-        let seconds = (sentence.until_ns - now_ns) / 1_000_000_000;
+        let blocked = sources.sentences().blocked(since_ns + LETS_GO_NS).collect();
+        sources.block(blocked);
+        let seconds = (until_ns - since_ns) / 1_000_000_000;
         let Suspect { refused, ignored, rule, .. } = suspect;
         tracing::info!(%source, level, seconds, refused, ignored, rule, "penalised: it ignores its refusals");
         Ok(())
     }
 
     /// Ends what is over.
-    fn release(&mut self, now_ns: u64) -> Result<(), Error> {
-        for source in self.sentences.over(now_ns) {
+    fn release(&mut self, sources: &Sources, now_ns: u64) -> Result<(), Error> {
+        let over = sources.sentences().over(now_ns);
+        for source in over {
             self.standings.lift(&source.into())?;
             tracing::info!(%source, "penalty over");
         }
         let others = self.standings.attention() & !(PENALTIES | BLOCKING);
-        self.standings.attend(others | self.sentences.attention(now_ns))
+        let attention = sources.sentences().attention(now_ns);
+        self.standings.attend(others | attention)
     }
 
     /// Writes whom workers have served, once in a while.
@@ -190,8 +187,9 @@ impl Heartbeat {
         if self.armed || !arm {
             self.standings.arm(self.armed.then_some(until_ns))?;
         }
-        sources.block(self.sentences.blocked(now_ns + LETS_GO_NS).collect());
-        let penalised = self.sentences.by_level(now_ns);
+        let blocked = sources.sentences().blocked(now_ns + LETS_GO_NS).collect();
+        sources.block(blocked);
+        let penalised = sources.sentences().by_level(now_ns);
         sources.show(Figures { penalised, shed: levels, cookies_armed: self.armed });
         Ok(())
     }

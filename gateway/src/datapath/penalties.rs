@@ -1,6 +1,6 @@
 //! How a source that ignores its refusals is dealt with: more and more firmly, and ever less once it is quiet.
 //!
-//! The heartbeat asks it about each suspect, writes what it says, and asks it again what is over. Pure: it knows
+//! `sources` asks it about each suspect; the heartbeat writes what it says, and asks it what is over. Pure: it knows
 //! neither maps nor clocks.
 
 use std::net::IpAddr;

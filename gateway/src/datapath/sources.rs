@@ -1,25 +1,30 @@
 //! What workers and the heartbeat tell each other about sources of packets.
 //!
 //! It is there without a kernel half too; then nobody listens, and workers need not talk. Locks are held for a
-//! push; nothing here is on the path of a request that is neither the first of its connection nor refused.
+//! moment; nothing here is on the path of a request that is neither the first of its connection nor refused.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use gateway_common::standing::Class;
+use gateway_common::standing::{BLOCKED, Class};
 use rustc_hash::FxHashSet;
 
 use super::known::Served;
+use super::penalties::{Sentence, Sentences};
+use super::sys;
+use crate::config::Kernel;
 
 /// Messages that wait for a heartbeat which does not come are no more than this.
 const MOST_WAITING: usize = 65_536;
 
 #[derive(Default)]
 pub struct Sources {
-    is_watched: AtomicBool,
+    /// The kernel half's, where there is one.
+    config: OnceLock<Arc<ArcSwap<Kernel>>>,
+    sentences: Mutex<Sentences>,
     inbox: Mutex<Inbox>,
     comes: Condvar,
     blocked: ArcSwap<FxHashSet<IpAddr>>,
@@ -31,7 +36,7 @@ pub struct Sources {
 
 #[derive(Default)]
 pub struct Inbox {
-    pub suspects: Vec<Suspect>,
+    pub penalised: Vec<(Suspect, Sentence)>,
     pub served: Vec<(IpAddr, Served)>,
 }
 
@@ -58,22 +63,36 @@ pub struct Figures {
 }
 
 impl Sources {
-    /// Somebody listens from now on.
-    pub(super) fn watch(&self) {
-        self.is_watched.store(true, Relaxed);
+    /// Somebody listens from now on, and penalises by `config`.
+    pub(super) fn watch(&self, config: Arc<ArcSwap<Kernel>>) {
+        self.config.get_or_init(|| config);
     }
 
     pub fn is_watched(&self) -> bool {
-        self.is_watched.load(Relaxed)
+        self.config.get().is_some()
     }
 
-    /// Wakes the heartbeat: a penalty is to be in force within milliseconds.
-    pub fn suspect(&self, suspect: Suspect) {
-        let mut inbox = self.inbox();
-        if self.is_watched() && inbox.suspects.len() < MOST_WAITING {
-            inbox.suspects.push(suspect);
-            self.comes.notify_one();
+    /// Penalises a suspect where that is due, and wakes the heartbeat: it is to be in force within milliseconds.
+    /// Whether the source's connections are to end, so that the refusal itself can say so.
+    pub fn suspect(&self, suspect: Suspect) -> bool {
+        let (Some(config), source) = (self.config.get(), suspect.address) else { return false };
+        let config = config.load();
+        if config.trusted.iter().chain(&config.allow).any(|network| network.contains(&source)) {
+            return false;
         }
+        let mut inbox = self.inbox();
+        if inbox.penalised.len() >= MOST_WAITING {
+            return false;
+        }
+        let sentence = self.sentences().pass(source, config.escalation, sys::monotonic_ns());
+        let Some(sentence) = sentence else { return false };
+        inbox.penalised.push((suspect, sentence));
+        self.comes.notify_one();
+        sentence.level() == BLOCKED
+    }
+
+    pub(super) fn sentences(&self) -> MutexGuard<'_, Sentences> {
+        self.sentences.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes what a worker has heard of sources, and leaves it empty.
@@ -94,10 +113,10 @@ impl Sources {
         f64::from_bits(self.pressure.load(Relaxed))
     }
 
-    /// What has been said, at once if there are suspects, else after `patience`.
+    /// What has been said, at once if somebody is penalised, else after `patience`.
     pub(super) fn listen(&self, patience: Duration) -> Inbox {
         let inbox = self.inbox();
-        let waited = self.comes.wait_timeout_while(inbox, patience, |inbox| inbox.suspects.is_empty());
+        let waited = self.comes.wait_timeout_while(inbox, patience, |inbox| inbox.penalised.is_empty());
         let (mut inbox, _) = waited.unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *inbox)
     }

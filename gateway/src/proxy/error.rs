@@ -99,12 +99,12 @@ impl Failure {
                 Outcome::MethodNotAllowed,
                 false,
             ),
-            Self::Limited(_) => (
+            Self::Limited(limited) => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "Too many requests",
                 "The quota of a policy is exceeded; the Retry-After field says when to come again.",
                 Outcome::Limited,
-                false,
+                limited.is_last,
             ),
             Self::Crowded(Crowded::Client) => (
                 StatusCode::TOO_MANY_REQUESTS,

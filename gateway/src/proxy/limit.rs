@@ -39,6 +39,8 @@ pub struct Limited {
     /// Index into the snapshot's routes.
     route: usize,
     denial: Denial,
+    /// The source's connections end with this.
+    pub is_last: bool,
 }
 
 impl Limiter {
@@ -129,17 +131,17 @@ pub fn admit(
         }
         Err(denial) => denial,
     };
-    let rule = rules.rule(denial.rule);
+    let (rule, mut is_last) = (rules.rule(denial.rule), false);
     if is_source && rule.client_alone {
         let (ignored, suspect) = limits.refusals.refused(client, rule.number, denial.wait_s, now);
         rule.cells[local.worker].ignored.add(u64::from(ignored));
         if let Some(refusals::Suspect { address, rule, refused, ignored, .. }) = suspect {
-            local.snapshot.sources.suspect(datapath::Suspect { address, rule, refused, ignored });
+            is_last = local.snapshot.sources.suspect(datapath::Suspect { address, rule, refused, ignored });
         }
     } else if is_source {
         limits.refusals.other(client, true, now);
     }
-    Err(Failure::Limited(Limited { local: local.clone(), route: index, denial }))
+    Err(Failure::Limited(Limited { local: local.clone(), route: index, denial, is_last }))
 }
 
 fn read(local: &Local, exchange: &Exchange, rules: &Rules, parts: &Parts, keys: &mut Keys) {

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use aya::Pod;
+use aya::maps::{HashMap, Map, MapData};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -81,6 +83,15 @@ impl BpfFs {
             .collect();
         names.sort();
         names
+    }
+
+    /// A map that a gateway has pinned in [`Self::folder`].
+    pub fn map<K: Pod, V: Pod>(&self, name: &str) -> HashMap<MapData, K, V> {
+        let names = self.names();
+        let maps = names.iter().find(|name| name.starts_with("maps-")).expect("its maps are pinned");
+        let data = MapData::from_pin(self.folder().join(maps).join(name)).expect("it is one of them");
+        let map = Map::from_map_data(data).expect("its type is known");
+        map.try_into().expect("a hash of these keys and values")
     }
 }
 

@@ -97,6 +97,12 @@ impl Network {
         clients.ip(&["link", "set", "client", "up"]);
         Self { gateway, clients }
     }
+
+    /// Makes all of 10.78.0.0/24 addresses of the clients' namespace.
+    pub fn add_strangers(&self) {
+        self.clients.ip(&["route", "add", "local", "10.78.0.0/24", "dev", "lo"]);
+        self.gateway.ip(&["route", "add", "10.78.0.0/24", "dev", EDGE]);
+    }
 }
 
 impl Default for Network {

@@ -1,0 +1,75 @@
+//! How soon the refusal that makes a source blocked is in force in the kernel, and that it says so.
+
+use std::time::{Duration, Instant};
+
+use aya::maps::{HashMap, MapData};
+use gateway_common::Address;
+use gateway_common::maps::PENALTY;
+use gateway_common::standing::{BLOCKED, Penalty};
+use gateway_tests::client::get;
+use gateway_tests::kernel::held::BpfFs;
+use gateway_tests::kernel::netns::{EDGE, Network};
+use gateway_tests::{Client, PATIENCE, Upstream};
+use serde_json::json;
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use crate::process::{config, start};
+use crate::traffic::connect;
+
+const SOURCES: usize = 50;
+
+fn source(n: usize) -> String {
+    format!("10.78.0.{}", n + 1)
+}
+
+/// Asks until an answer is the last of its connection; how long after it the source's penalty was found in the map,
+/// the look itself included. `None`: another answer of many, and no more.
+fn asks(client: &mut Client, map: &HashMap<MapData, Address, Penalty>, source: Address) -> Option<Duration> {
+    let answer = client.send(get("/")).response();
+    let connection = answer.field("connection")?;
+    let read = Instant::now();
+    assert_eq!((answer.status(), connection), (429, "close"));
+    while map.get(&source, 0).map_or(true, |penalty| penalty.level != BLOCKED) {
+        assert!(read.elapsed() < PATIENCE, "not in the map");
+        std::hint::spin_loop();
+    }
+    Some(read.elapsed())
+}
+
+/// Each of fifty sources goes on in spite of its refusals. The refusal by which it is blocked closes its connection,
+/// and the one by which it is slowed, and all others, do not.
+#[test]
+fn the_refusal_that_blocks_says_so_and_is_in_force_at_once() {
+    let (network, bpffs) = (Network::new(), BpfFs::mount());
+    network.add_strangers();
+    let upstream = network.gateway.run(Upstream::ok);
+    let kernel = json!({ "interfaces": [EDGE], "escalation": "drop", "persist": bpffs.folder() });
+    let mut config = config(&upstream, kernel);
+    config["routes"][0]["rate_limits"] = json!([{ "name": "five", "limit": 5, "per": "minute" }]);
+    let gateway = start(&network, config, |_| {});
+    let (place, map) = (gateway.address, bpffs.map::<Address, Penalty>(PENALTY));
+    let mut clients: Vec<(usize, Client)> = (0..SOURCES)
+        .map(|n| (n, Client::over(connect(&network, &source(n), place).expect("it is let in"))))
+        .collect();
+    let (begin, mut times, mut slowed) = (Instant::now(), Vec::new(), HashSet::new());
+    while !clients.is_empty() {
+        assert!(begin.elapsed() < PATIENCE, "{} are still served", clients.len());
+        clients.retain_mut(|(n, client)| {
+            let address = Address::from(source(*n).parse::<IpAddr>().unwrap());
+            if map.get(&address, 0).is_ok() {
+                slowed.insert(*n);
+            }
+            let time = asks(client, &map, address);
+            times.extend(time);
+            if time.is_some() {
+                client.expect_closed();
+            }
+            time.is_none()
+        });
+    }
+    assert_eq!(slowed.len(), SOURCES, "slowed before, by refusals that closed nothing");
+    assert!(connect(&network, &source(SOURCES - 1), place).is_none(), "a new connection");
+    times.sort();
+    println!("from the refusal to the map: median {:?}, most {:?}", times[SOURCES / 2], times[SOURCES - 1]);
+}
