@@ -17,6 +17,7 @@ mod interfaces;
 mod memory;
 mod model;
 mod persist;
+mod pressure;
 mod privileges;
 mod process;
 mod prompt;
