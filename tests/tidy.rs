@@ -17,6 +17,7 @@ const FLOORS: &[&[&str]] = &[
     &["worker", "admin", "reload", "guard", "privileges"],
     &["kernel", "upkeep"],
     &["control"],
+    &["handover"],
     &["server", "cli"],
     &["lib", "main"],
 ];
@@ -25,7 +26,7 @@ const FLOORS: &[&[&str]] = &[
 const CONFINED: &[(&str, &[&str], &str)] = &[
     (
         "serde_json",
-        &["config/", "admin/", "control/", "cli/", "lists.rs"],
+        &["config/", "admin/", "control/", "handover/", "cli/", "lists.rs"],
         "the configuration's format is known in one place, so are the other documents",
     ),
     ("hyper::server::conn", &["downstream/connection.rs", "admin/"], "one owner of the client's connection"),

@@ -10,6 +10,7 @@ pub mod control;
 pub mod datapath;
 pub mod downstream;
 pub mod guard;
+pub mod handover;
 pub mod kernel;
 pub mod limit;
 pub mod lists;

@@ -42,7 +42,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Verb {
     /// Serve until SIGTERM (the default).
-    Run,
+    Run {
+        /// Take the place of the gateway that answers at `control.socket`, without a connection lost.
+        #[arg(long)]
+        upgrade: bool,
+    },
     /// Read the configuration and say what is wrong with it.
     Check,
     /// Say what this host can do for the kernel half, and what to do about the rest.
@@ -89,8 +93,8 @@ fn main() -> ExitCode {
             .into();
         }
     };
-    match arguments.verb.unwrap_or(Verb::Run) {
-        Verb::Run => run(config, source),
+    match arguments.verb.unwrap_or(Verb::Run { upgrade: false }) {
+        Verb::Run { upgrade } => run(config, source, upgrade),
         Verb::Check => {
             println!("{}: valid, {} routes", source.file.display(), config.routes.len());
             ExitCode::SUCCESS
@@ -103,8 +107,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: Config, source: Source) -> ExitCode {
-    match Server::start(config, source).and_then(Server::run) {
+fn run(config: Config, source: Source, upgrade: bool) -> ExitCode {
+    match Server::start(config, source, upgrade).and_then(Server::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("gateway: {error}");

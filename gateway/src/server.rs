@@ -5,17 +5,21 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
+use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 use crate::admin::{self, State};
 use crate::config::{self, Config};
@@ -23,6 +27,7 @@ use crate::control::{self, Control, Socket};
 use crate::datapath::{self, AddressChanges};
 use crate::downstream::{Affordable, listener};
 use crate::guard;
+use crate::handover::{self, Estate, Inheritance, Predecessor};
 use crate::kernel::Kernel;
 use crate::lists::{self, Lists};
 use crate::metrics::Registry;
@@ -30,7 +35,7 @@ use crate::privileges::{self, Identity};
 use crate::reload::Watch;
 use crate::snapshot::{Current, Snapshot};
 use crate::upkeep::Upkeep;
-use crate::worker::Worker;
+use crate::worker::{Drain, Worker};
 
 /// Why the gateway did not start, or stopped otherwise than asked.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +46,8 @@ pub enum Error {
     Kernel(#[from] datapath::Error),
     #[error(transparent)]
     Control(#[from] control::BindError),
+    #[error(transparent)]
+    Handover(#[from] handover::Error),
     #[error(transparent)]
     Lists(#[from] lists::Error),
     #[error(transparent)]
@@ -86,8 +93,12 @@ pub struct Server {
     current: Arc<Current>,
     registry: Arc<Registry>,
     state: Arc<State>,
-    drain: watch::Sender<bool>,
-    workers: Vec<JoinHandle<io::Result<()>>>,
+    drain: watch::Sender<Drain>,
+    workers: Vec<thread::JoinHandle<io::Result<()>>>,
+    /// Once more, for a successor.
+    listeners: Vec<TcpListener>,
+    /// Whom it follows, and how many listeners it has taken.
+    predecessor: Option<(Predecessor, usize)>,
     metrics: TcpListener,
     socket: Option<Socket>,
     bound: SocketAddr,
@@ -111,19 +122,33 @@ struct Signals {
 
 impl Server {
     /// Binds everything first, so that a taken port is an error and not half a gateway; then gives up its
-    /// privileges, before there is any other thread.
-    pub fn start(config: Config, source: Source) -> Result<Self, Error> {
+    /// privileges, before there is any other thread. `upgrade`: it follows the gateway that runs, with all that
+    /// one has.
+    pub fn start(config: Config, source: Source, upgrade: bool) -> Result<Self, Error> {
         raise_descriptor_limit();
         let identity = config.user.as_ref().map(Identity::find).transpose()?;
         let count = config.workers.unwrap_or_else(default_workers);
-        let listeners = listener::bind(config.listen, count)?;
-        let metrics = listener::bind(config.metrics, NonZeroUsize::MIN)?.remove(0);
-        let bound = listeners[0].local_addr()?;
         let control = config.control.as_ref();
-        let socket = control.map(|control| Socket::bind(&control.socket)).transpose()?;
+        let (inheritance, predecessor) = match upgrade {
+            true => {
+                let socket = &control.ok_or(handover::Error::NoSocket)?.socket;
+                handover::ask(socket).map(|(all, from)| (all, Some(from)))?
+            }
+            false => (Inheritance::default(), None),
+        };
+        let inheritance = inheritance.at(config.listen, config.metrics);
+        let inherited = inheritance.listeners.len().min(count.get());
+        let listeners = listener::bind(config.listen, count, inheritance.listeners)?;
+        let metrics = listener::bind(config.metrics, NonZeroUsize::MIN, inheritance.metrics)?.remove(0);
+        let bound = listeners[0].local_addr()?;
+        let socket = control.map(|control| match inheritance.control {
+            Some(listener) => Ok(Socket::inherited(listener, control.socket.clone())),
+            None => Socket::bind(&control.socket),
+        });
+        let socket = socket.transpose()?;
         let state_file = control.map(|control| control.state_file.clone());
         let lists = state_file.as_deref().map_or_else(|| Ok(Lists::default()), Lists::load)?;
-        let kernel = Kernel::start(&config.kernel, bound, lists, state_file)?;
+        let kernel = Kernel::start(&config.kernel, bound, lists, state_file, inheritance.kernel)?;
         identity.iter().try_for_each(|identity| kernel.give_to(identity))?;
         let stack = kernel.start_stack();
         privileges::give_up(config.user.as_ref().zip(identity.as_ref()))?;
@@ -146,13 +171,28 @@ impl Server {
             let kernel = kernel.clone();
             State::new(current.clone(), registry.clone(), Box::new(move || kernel.metrics()))
         };
-        let (drain, draining) = watch::channel(false);
+        let (drain, draining) = watch::channel(Drain::No);
+        let kept = listeners.iter().map(TcpListener::try_clone).collect::<io::Result<_>>()?;
         let workers = listeners.into_iter().enumerate().map(|(index, listener)| {
             let (current, registry, drain) = (current.clone(), registry.clone(), draining.clone());
             Worker { index, listener, current, registry, drain }.start()
         });
         let workers = workers.collect::<io::Result<_>>().map_err(Error::Thread)?;
-        Ok(Self { source, kernel, upkeep, current, registry, state, drain, workers, metrics, socket, bound })
+        Ok(Self {
+            source,
+            kernel,
+            upkeep,
+            current,
+            registry,
+            state,
+            drain,
+            workers,
+            listeners: kept,
+            predecessor: predecessor.map(|predecessor| (predecessor, inherited)),
+            metrics,
+            socket,
+            bound,
+        })
     }
 
     /// Serves until a signal ends it.
@@ -165,9 +205,16 @@ impl Server {
         let mut signals = Signals::new()?;
         let metrics = tokio::net::TcpListener::from_std(self.metrics.try_clone()?)?;
         let admin = tokio::spawn(admin::serve(self.state.clone(), metrics));
-        let control = self.socket.take().map(|socket| {
-            tokio::spawn(Control::new(self.kernel.clone(), self.current.clone()).serve(socket))
+        let (successors, mut heard) = mpsc::unbounded_channel();
+        let control = self.socket.as_ref().map(|socket| {
+            let control = Control::new(self.kernel.clone(), self.current.clone(), successors);
+            let tasks = [
+                tokio::spawn(control.clone().see_off()),
+                tokio::spawn(control.clone().serve(socket.listener())),
+            ];
+            (control, tasks)
         });
+        let mut succession: Option<JoinHandle<io::Result<usize>>> = None;
         let guard = tokio::spawn(guard::watch(self.current.clone(), self.registry.clone()));
         let mut watch = Watch::new(&self.source.file)
             .inspect_err(|error| {
@@ -188,15 +235,33 @@ impl Server {
         }
         // Said last: from here on signals, file changes and requests are all taken.
         self.say_ready()?;
-        loop {
+        if let Some((predecessor, listeners)) = self.predecessor.take() {
+            if let Err(error) = predecessor.follow(listeners) {
+                tracing::warn!(%error, "the gateway before this one has gone without waiting for it");
+            }
+            self.socket.iter_mut().for_each(Socket::own);
+        }
+        let drain = loop {
             tokio::select! {
                 asked = signals.next() => {
                     if asked == Asked::Stop {
-                        break;
+                        break Drain::Alone;
                     }
                     loaded = read(&self.source.file);
                     self.reload();
                 }
+                Some(stream) = heard.recv(), if succession.is_none() => {
+                    control.iter().for_each(|(control, _)| control.set_followed(true));
+                    succession = Some(self.hand_over(stream));
+                }
+                ready = ended(&mut succession) => match ready {
+                    Ok(listeners) => break Drain::Followed(listeners),
+                    Err(error) => {
+                        succession = None;
+                        self.go_on_after(&error);
+                        control.iter().for_each(|(control, _)| control.set_followed(false));
+                    }
+                },
                 () = host_changed(&mut addresses) => self.kernel.refresh(),
                 () = self.upkeep.moved() => self.follow_names(),
                 () = tokio::time::sleep(INTERFACE_RETRY), if self.kernel.is_incomplete() => self.kernel.refresh(),
@@ -209,11 +274,20 @@ impl Server {
                     }
                 }
             }
+        };
+        if matches!(drain, Drain::Followed(_)) {
+            // They are the successor's from now on.
+            admin.abort();
+            control.iter().flat_map(|(_, tasks)| tasks).for_each(JoinHandle::abort);
+            if let Some(socket) = self.socket.take() {
+                socket.leave();
+            }
+            self.kernel.leave();
         }
-        let drained = self.drain(&mut signals).await;
+        let drained = self.drain(drain, &mut signals).await;
         guard.abort();
         admin.abort();
-        control.inspect(tokio::task::JoinHandle::abort);
+        control.iter().flat_map(|(_, tasks)| tasks).for_each(JoinHandle::abort);
         drained
     }
 
@@ -222,6 +296,8 @@ impl Server {
         let (listen, bound, metrics) = (snapshot.config.listen, self.bound, self.metrics.local_addr()?);
         let (workers, routes) = (self.workers.len(), snapshot.routes.len());
         tracing::info!(%listen, %bound, %metrics, workers, routes, "ready");
+        // Of an upgrade the supervisor knows nothing but this.
+        tell_supervisor(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
         Ok(())
     }
 
@@ -286,10 +362,43 @@ impl Server {
         self.upkeep.follow(&next);
     }
 
-    async fn drain(self, signals: &mut Signals) -> Result<(), Error> {
-        tracing::info!("draining; a second signal ends at once");
+    /// Gives all there is to one that wants to follow; what comes of it is the task's result.
+    fn hand_over(&self, stream: UnixStream) -> JoinHandle<io::Result<usize>> {
+        tracing::info!("another gateway starts in this one's place");
+        let config = &self.current.load().config;
+        let begun = self.kernel.bequest().map_err(io::Error::other).and_then(|kernel| {
+            let estate = Estate {
+                listen: config.listen.to_string(),
+                listeners: self.listeners.iter().map(AsFd::as_fd).collect(),
+                metrics: (config.metrics.to_string(), self.metrics.as_fd()),
+                control: self.socket.as_ref().map(AsFd::as_fd),
+                kernel,
+            };
+            estate.hand_over(stream)
+        });
+        tokio::task::spawn_blocking(move || begun?.wait())
+    }
+
+    /// Nobody follows after all.
+    fn go_on_after(&self, error: &io::Error) {
+        tracing::warn!(%error, "no other gateway follows; this one goes on");
+        if let Err(error) = self.kernel.reclaim() {
+            tracing::error!(%error, "the kernel half judges by what that gateway has left of it");
+        }
+    }
+
+    async fn drain(self, drain: Drain, signals: &mut Signals) -> Result<(), Error> {
+        match drain {
+            Drain::Followed(_) => tracing::info!("another gateway has followed; draining"),
+            Drain::Alone | Drain::No => {
+                tracing::info!("draining; a second signal ends at once");
+                tell_supervisor(&[NotifyState::Stopping]);
+            }
+        }
         self.state.draining.store(true, Ordering::Relaxed);
-        let _ = self.drain.send(true);
+        // A socket that is still open here would not close with the workers.
+        drop(self.listeners);
+        let _ = self.drain.send(drain);
         let (workers, kernel) = (self.workers, self.kernel);
         let mut joined = tokio::task::spawn_blocking(move || {
             for (worker, thread) in workers.into_iter().enumerate() {
@@ -345,7 +454,7 @@ fn raise_descriptor_limit() {
 fn follow_addresses() -> io::Result<mpsc::UnboundedReceiver<()>> {
     let changes = AddressChanges::new()?;
     let (sender, receiver) = mpsc::unbounded_channel();
-    std::thread::Builder::new().name("addresses".to_owned()).spawn(move || {
+    thread::Builder::new().name("addresses".to_owned()).spawn(move || {
         loop {
             let waited = poll(&mut [PollFd::new(&changes, PollFlags::IN)], None);
             if waited.is_err() || changes.clear().is_err() || sender.send(()).is_err() {
@@ -366,6 +475,21 @@ async fn host_changed(addresses: &mut Option<mpsc::UnboundedReceiver<()>>) {
     }
 }
 
+/// Tells systemd, or whoever has set NOTIFY_SOCKET.
+fn tell_supervisor(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "cannot tell the supervisor");
+    }
+}
+
+/// What has come of a succession; nothing while there is none.
+async fn ended(succession: &mut Option<JoinHandle<io::Result<usize>>>) -> io::Result<usize> {
+    match succession {
+        Some(task) => task.await.map_err(io::Error::other)?,
+        None => std::future::pending().await,
+    }
+}
+
 async fn changed(watch: &mut Option<Watch>) {
     match watch {
         Some(watch) => watch.changed().await,
@@ -380,5 +504,5 @@ fn read(file: &Path) -> Vec<u8> {
 
 /// What affinity and cgroup quota allow.
 fn default_workers() -> NonZeroUsize {
-    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }

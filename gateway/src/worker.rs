@@ -28,8 +28,18 @@ pub struct Worker {
     pub listener: TcpListener,
     pub current: Arc<Current>,
     pub registry: Arc<Registry>,
-    /// Turns true once: accept no more, finish what is under way.
-    pub drain: watch::Receiver<bool>,
+    /// Changes once: accept no more, finish what is under way.
+    pub drain: watch::Receiver<Drain>,
+}
+
+/// Whether a worker is to come to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drain {
+    No,
+    /// New connections are refused.
+    Alone,
+    /// Another process accepts from the listeners of so many workers, the first ones.
+    Followed(usize),
 }
 
 impl Worker {
@@ -69,16 +79,24 @@ impl Worker {
         // Nobody listens any more where another worker has failed.
         let _ = started.send(());
         let mut drain = self.drain;
-        listener.accept_until(drain.wait_for(|draining| *draining)).await;
+        listener.accept_until(drain.wait_for(|drain| *drain != Drain::No)).await;
+        let is_followed = matches!(*drain.borrow(), Drain::Followed(listeners) if self.index < listeners);
 
         // Whoever is on the way to us arrives, and whoever is there may ask once more.
         let drain = proxy.local().snapshot.config.timeouts.drain;
         let deadline = Instant::now() + drain;
-        listener.refuse_new();
+        let grace = proxy.wheel.sleep(DRAIN_GRACE.min(drain));
         proxy.draining.set(true);
-        proxy.wheel.wake_all();
-        listener.accept_until(proxy.wheel.sleep(DRAIN_GRACE.min(drain))).await;
-        listener.close();
+        if is_followed {
+            drop(listener);
+            proxy.wheel.wake_all();
+            grace.await;
+        } else {
+            listener.refuse_new();
+            proxy.wheel.wake_all();
+            listener.accept_until(grace).await;
+            listener.close();
+        }
         let open = &proxy.registry.workers[self.index].open;
         while open.get() > 0 && Instant::now() < deadline {
             proxy.wheel.sleep(TICK).await;

@@ -32,5 +32,6 @@ mod routing;
 mod shutdown;
 mod slow_clients;
 mod start;
+mod upgrade;
 mod uploads;
 mod upstreams;

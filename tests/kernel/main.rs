@@ -25,6 +25,7 @@ mod reload;
 mod reply;
 mod stalls;
 mod traffic;
+mod upgrade;
 mod verdicts;
 
 use std::collections::HashMap;

@@ -117,20 +117,20 @@ fn protection_stays_while_the_gateway_is_away() {
 }
 
 /// Connects from `QUIET` without a pause; counts the requests sent and those that met an answer.
-struct Traffic {
-    sent: AtomicU64,
-    answered: AtomicU64,
-    stop: AtomicBool,
+pub struct Traffic {
+    pub sent: AtomicU64,
+    pub answered: AtomicU64,
+    pub stop: AtomicBool,
 }
 
 impl Traffic {
     const UNDER_WAY: usize = 128;
 
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { sent: AtomicU64::new(0), answered: AtomicU64::new(0), stop: AtomicBool::new(false) }
     }
 
-    fn run(&self, place: SocketAddr) {
+    pub fn run(&self, place: SocketAddr) {
         let source = SocketAddr::new(QUIET.parse().unwrap(), 0);
         let mut under_way = VecDeque::new();
         let settle = |socket: Socket| {
@@ -154,7 +154,7 @@ impl Traffic {
     }
 
     /// Waits until some more requests have been sent.
-    fn wait_for_more(&self) {
+    pub fn wait_for_more(&self) {
         let (started, before) = (Instant::now(), self.sent.load(SeqCst));
         while self.sent.load(SeqCst) < before + 2 * Self::UNDER_WAY as u64 {
             assert!(started.elapsed() < PATIENCE, "no traffic");

@@ -61,7 +61,7 @@ fn answers(stream: &mut TcpStream) {
 }
 
 fn start(network: &Network, policy: &Kernel, place: SocketAddr) -> Result<Datapath, Error> {
-    network.gateway.run(|| Datapath::start(policy, &[place]))
+    network.gateway.run(|| Datapath::start(policy, &[place], None))
 }
 
 fn hooks(datapath: &Datapath) -> Vec<Hook> {

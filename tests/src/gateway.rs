@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -21,7 +22,7 @@ pub struct Gateway {
     pub file: PathBuf,
     pub log: Log,
     child: Child,
-    directory: TempDir,
+    directory: Arc<TempDir>,
 }
 
 /// How a gateway ended that was not to run on.
@@ -102,7 +103,8 @@ impl Gateway {
     }
 
     #[track_caller]
-    fn spawn(mut command: Command, directory: TempDir, file: PathBuf) -> Self {
+    fn spawn(mut command: Command, directory: impl Into<Arc<TempDir>>, file: PathBuf) -> Self {
+        let directory = directory.into();
         let mut child = command.spawn().expect("the binary is there");
         let log = Log::of(child.stderr.take().expect("it is a pipe"));
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
@@ -243,9 +245,24 @@ impl Gateway {
         self.signal(Signal::TERM);
         assert_eq!(self.wait(), Some(0));
         prepare(self.directory.path());
-        let aside = TempDir::new().expect("there is room for a folder");
-        let directory = std::mem::replace(&mut self.directory, aside);
-        Self::run(directory, self.file.clone(), |_| {})
+        let mut command = command(self.directory.path());
+        command.arg("--config").arg(&self.file);
+        Self::spawn(command, self.directory.clone(), self.file.clone())
+    }
+
+    /// The gateway that takes this one's place, on the configuration as it is now; `adjust` may change the command.
+    #[track_caller]
+    pub fn followed(&self, adjust: impl FnOnce(&mut Command)) -> Self {
+        let mut command = self.upgrade(&self.file);
+        adjust(&mut command);
+        Self::spawn(command, self.directory.clone(), self.file.clone())
+    }
+
+    /// The command by which another gateway takes this one's place, on another configuration.
+    pub fn upgrade(&self, file: &Path) -> Command {
+        let mut command = command(self.directory.path());
+        command.args(["run", "--upgrade", "--config"]).arg(file);
+        command
     }
 
     /// Processor time taken so far, in hundredths of a second.

@@ -6,13 +6,14 @@
 pub mod explain;
 mod serve;
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use explain::Explanation;
@@ -74,6 +75,8 @@ pub struct Listed {
     pub packets: Option<u64>,
 }
 
+/// The request of a gateway that is to follow this one; `handover` has what comes then.
+pub const HAND_OVER: &str = "hand_over";
 /// Longest line of a request.
 const MAX_REQUEST_BYTES: usize = 4096;
 /// Longest reason for an entry.
@@ -92,19 +95,38 @@ pub enum AskError {
 
 /// Asks the gateway behind `socket`.
 pub fn ask(socket: &Path, request: &Request) -> Result<Answer, AskError> {
-    let exchange = || -> io::Result<String> {
+    converse(socket, request).map(|(answer, _)| answer)
+}
+
+/// Asks for something and keeps the connection: what follows is between the two.
+pub(crate) fn converse<A: DeserializeOwned>(
+    socket: &Path,
+    request: &impl Serialize,
+) -> Result<(A, UnixStream), AskError> {
+    let exchange = || -> io::Result<(String, UnixStream)> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let mut line = serde_json::to_string(request).expect("it has string keys and numbers only");
         line.push('\n');
         stream.write_all(line.as_bytes())?;
-        let mut answer = String::new();
-        BufReader::new(&stream).read_line(&mut answer)?;
-        if answer.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(answer) }
+        let answer = read_line(&stream)?;
+        if answer.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok((answer, stream)) }
     };
-    let answer = exchange().map_err(|source| AskError::Unreachable { socket: socket.to_owned(), source })?;
-    serde_json::from_str(&answer).map_err(|source| AskError::Nonsense { socket: socket.to_owned(), source })
+    let (answer, stream) =
+        exchange().map_err(|source| AskError::Unreachable { socket: socket.to_owned(), source })?;
+    let understood = serde_json::from_str(&answer);
+    let answer = understood.map_err(|source| AskError::Nonsense { socket: socket.to_owned(), source })?;
+    Ok((answer, stream))
+}
+
+/// Byte by byte: what comes behind the line may carry descriptors, which a buffer would lose.
+fn read_line(mut stream: &UnixStream) -> io::Result<String> {
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    while stream.read(&mut byte)? == 1 && byte != *b"\n" {
+        line.push(byte[0]);
+    }
+    String::from_utf8(line).map_err(io::Error::other)
 }
 
 fn advice(source: &io::Error) -> &'static str {

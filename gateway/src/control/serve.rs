@@ -3,19 +3,22 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use rustix::fs::Mode;
 use rustix::process::umask;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
-use super::{Answer, Listed, MAX_REASON_BYTES, MAX_REQUEST_BYTES, PATIENCE, Request, explain};
+use super::{Answer, HAND_OVER, Listed, MAX_REASON_BYTES, MAX_REQUEST_BYTES, PATIENCE, Request, explain};
 use crate::datapath;
 use crate::kernel::{ChangeError, Kernel};
 use crate::lists::{Entry, List};
@@ -25,6 +28,8 @@ use crate::snapshot::Current;
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
+    /// The file is another gateway's.
+    is_left: bool,
 }
 
 /// Why there is no socket.
@@ -47,6 +52,10 @@ pub struct Control {
     pub current: Arc<Current>,
     /// Lists have changed, and with them which entry ends next.
     changed: Notify,
+    /// Where those are heard who ask to follow this gateway.
+    successors: mpsc::UnboundedSender<UnixStream>,
+    /// One of them has read the lists and is about to take over.
+    is_followed: AtomicBool,
 }
 
 const BACK_OFF: Duration = Duration::from_millis(100);
@@ -71,26 +80,68 @@ impl Socket {
         let failed = |source| BindError::Bind { path: path.to_owned(), source };
         let listener = bound.map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self { listener, path: path.to_owned(), is_left: false })
+    }
+
+    /// The socket of a gateway that this one is to follow; its file is that gateway's until then.
+    pub fn inherited(listener: UnixListener, path: PathBuf) -> Self {
+        Self { listener, path, is_left: true }
+    }
+
+    /// Its file is this gateway's from here on.
+    pub fn own(&mut self) {
+        self.is_left = false;
+    }
+
+    /// A second hold on it, which leaves its file alone.
+    pub fn listener(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
+    }
+
+    /// Closes it and leaves its file to a successor.
+    pub fn leave(mut self) {
+        self.is_left = true;
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // A user without the right to may not; the next start replaces the file.
-        let _ = fs::remove_file(&self.path);
+        if !self.is_left {
+            // A user without the right to may not; the next start replaces the file.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
 impl Control {
-    pub fn new(kernel: Kernel, current: Arc<Current>) -> Arc<Self> {
-        Arc::new(Self { kernel, current, changed: Notify::new() })
+    pub fn new(
+        kernel: Kernel,
+        current: Arc<Current>,
+        successors: mpsc::UnboundedSender<UnixStream>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            kernel,
+            current,
+            changed: Notify::new(),
+            successors,
+            is_followed: AtomicBool::new(false),
+        })
     }
 
-    /// Answers at `socket` until the process ends.
-    pub async fn serve(self: Arc<Self>, socket: Socket) {
-        tokio::spawn(self.clone().see_off());
-        let listener = socket.listener.try_clone().and_then(tokio::net::UnixListener::from_std);
+    /// From here on lists stay as they are, or else change again.
+    pub fn set_followed(&self, is_followed: bool) {
+        self.is_followed.store(is_followed, Relaxed);
+    }
+
+    /// Answers at a socket for as long as it is polled.
+    pub async fn serve(self: Arc<Self>, listener: io::Result<UnixListener>) {
+        let listener = listener.and_then(tokio::net::UnixListener::from_std);
         let listener = match listener {
             Ok(listener) => listener,
             Err(error) => {
@@ -112,7 +163,7 @@ impl Control {
     }
 
     /// Takes entries out of force at their end.
-    async fn see_off(self: Arc<Self>) {
+    pub async fn see_off(self: Arc<Self>) {
         loop {
             let now = now();
             let wait = match self.kernel.lists().next_end() {
@@ -137,6 +188,12 @@ impl Control {
         let (read, mut write) = stream.split();
         let mut line = Vec::new();
         BufReader::new(read.take(MAX_REQUEST_BYTES as u64)).read_until(b'\n', &mut line).await?;
+        if serde_json::from_slice(&line).is_ok_and(|request: String| request == HAND_OVER) {
+            let stream = stream.into_std()?;
+            stream.set_nonblocking(false)?;
+            // Nobody hears it while this gateway is on its way out: the other end sees a connection that ends.
+            return self.successors.send(stream).map_err(io::Error::other);
+        }
         let answer = match serde_json::from_slice(&line) {
             Ok(request) => self.answer(request),
             Err(error) => Answer::Refused(format!("not understood: {error}")),
@@ -147,6 +204,10 @@ impl Control {
     }
 
     fn answer(&self, request: Request) -> Answer {
+        if matches!(request, Request::Add { .. } | Request::Del { .. }) && self.is_followed.load(Relaxed) {
+            let reason = "another gateway is taking over, with the lists as they were: ask again in a moment";
+            return Answer::Refused(reason.to_owned());
+        }
         match request {
             Request::Explain { source } => match explain::explain(&self.kernel, &self.current.load(), source)
             {

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use aya::Ebpf;
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+use serde::{Deserialize, Serialize};
 
 use super::error::Error;
 use super::interface::{self, Holder, Interface};
@@ -20,14 +21,15 @@ use super::sys::{self, LinkType};
 use crate::config::KernelMode;
 
 /// Where and how the kernel half is attached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     pub interface: String,
     pub hook: Hook,
 }
 
 /// The place in the packet's way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Hook {
     /// XDP in the driver, before the stack has a packet.
     Driver,
@@ -43,12 +45,14 @@ pub struct Link {
     descriptor: OwnedFd,
     /// A gateway before this one had made it.
     taken_over: bool,
+    pinned: bool,
 }
 
-/// A link that an earlier gateway has left, with its program.
+/// A link of an earlier gateway, with its program.
 pub struct Pinned {
     attachment: Attachment,
     descriptor: OwnedFd,
+    pinned: bool,
 }
 
 const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
@@ -65,11 +69,20 @@ impl Link {
 
     /// Has the link outlive the process.
     pub fn pin(&self, pins: &Pins) -> Result<(), Error> {
-        if self.taken_over {
+        if self.pinned {
             return Ok(());
         }
         let path = pins.link(&self.attachment.interface, self.attachment.hook);
         sys::pin(self.descriptor.as_fd(), &path).map_err(|source| Error::Persist { folder: path, source })
+    }
+
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+
+    /// Puts this program in the place of one that was to follow it.
+    pub fn reclaim(&self, bpf: &mut Ebpf) -> Result<(), Error> {
+        point(&self.attachment, self.descriptor.as_fd(), bpf)
     }
 
     /// Whether the interface is still the one that it was attached to, and not gone or another of that name.
@@ -140,7 +153,7 @@ pub fn attach(bpf: &mut Ebpf, interface: &str, mode: KernelMode) -> Result<Link,
         match hook.create(program.as_fd(), index) {
             Ok(descriptor) => {
                 let attachment = Attachment { interface: interface.to_owned(), hook };
-                return Ok(Link { attachment, descriptor, taken_over: false });
+                return Ok(Link { attachment, descriptor, taken_over: false, pinned: false });
             }
             Err(error) => match error.raw_os_error() {
                 Some(libc::EBUSY | libc::EEXIST) => {
@@ -165,7 +178,7 @@ pub fn find(interface: &str, mode: KernelMode, pins: &Pins) -> Result<Option<Pin
         let is_in_place = sys::link_interface(descriptor.as_fd()).map_err(failed)? == index;
         if found.is_none() && is_in_place && hooks.contains(&left.hook) {
             let attachment = Attachment { interface: interface.to_owned(), hook: left.hook };
-            found = Some(Pinned { attachment, descriptor });
+            found = Some(Pinned { attachment, descriptor, pinned: true });
         } else {
             fs::remove_file(&left.path).map_err(failed)?;
         }
@@ -173,18 +186,31 @@ pub fn find(interface: &str, mode: KernelMode, pins: &Pins) -> Result<Option<Pin
     Ok(found)
 }
 
+/// The link that a running gateway hands over, if this interface and mode can go on with it.
+pub fn adopt(attachment: Attachment, descriptor: OwnedFd, mode: KernelMode) -> Result<Option<Pinned>, Error> {
+    let index = index(&attachment.interface)?;
+    let is_in_place = sys::link_interface(descriptor.as_fd()).is_ok_and(|then| then == index);
+    let fits = is_in_place && hooks(mode).contains(&attachment.hook);
+    Ok(fits.then_some(Pinned { attachment, descriptor, pinned: false }))
+}
+
 impl Pinned {
     /// Moves the link to this program: from one packet to the next.
     pub fn take_over(self, bpf: &mut Ebpf) -> Result<Link, Error> {
-        let Self { attachment, descriptor } = self;
-        let program = Program::load(bpf, attachment.hook.entry())?;
-        let failed = |error: io::Error| Error::Attach {
-            interface: attachment.interface.clone(),
-            reasons: format!("its pinned link takes no other program: {error}"),
-        };
-        sys::link_update(descriptor.as_fd(), program.as_fd()).map_err(failed)?;
-        Ok(Link { attachment, descriptor, taken_over: true })
+        let Self { attachment, descriptor, pinned } = self;
+        point(&attachment, descriptor.as_fd(), bpf)?;
+        Ok(Link { attachment, descriptor, taken_over: true, pinned })
     }
+}
+
+/// Moves a link to the program of `bpf`.
+fn point(attachment: &Attachment, link: BorrowedFd<'_>, bpf: &mut Ebpf) -> Result<(), Error> {
+    let program = Program::load(bpf, attachment.hook.entry())?;
+    let failed = |error: io::Error| Error::Attach {
+        interface: attachment.interface.clone(),
+        reasons: format!("the link of the gateway before takes no other program: {error}"),
+    };
+    sys::link_update(link, program.as_fd()).map_err(failed)
 }
 
 fn hooks(mode: KernelMode) -> &'static [Hook] {

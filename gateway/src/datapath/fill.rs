@@ -1,5 +1,6 @@
 //! How full the maps are, and whose requests were refused most: read by batches, without stopping anybody.
 
+use aya::maps::MapData;
 use aya::maps::lpm_trie::Key;
 use aya::{Ebpf, Pod};
 use gateway_common::Address;
@@ -10,7 +11,8 @@ use gateway_common::policy::{Bucket, Charged, Holder, Rule, Source};
 use gateway_common::standing::{Known, Penalty};
 
 use super::error::Error;
-use super::{standings, sys};
+use super::standings::shared;
+use super::sys;
 
 /// Entries of one system call.
 const BATCH: usize = 4_096;
@@ -37,14 +39,12 @@ pub struct Loud {
 pub fn read(bpf: &Ebpf) -> Result<[Fill; 5], Error> {
     let rule = Rule { index: 0, flags: 0, until_ns: 0, watched_until_ns: 0, hits: 0 };
     let network = Key::new(0, Source { slot: 0, family: 0, address: Address::from_words([0; 4]) });
-    let penalty = Penalty { until_ns: 0, since_ns: 0, hits: 0, rule: 0, level: 0, refused: 0, ignored: 0 };
-    let known = Known { until_ns: 0, class: 0, reserved: 0 };
     let fill = |map, entries, most: usize| Fill { map, entries, most: most as u64 };
     Ok([
         fill(ALLOW, count(bpf, ALLOW, network, rule)?, MAX_NETWORKS),
         fill(DENY, count(bpf, DENY, network, rule)?, MAX_NETWORKS),
-        fill(PENALTY, count(bpf, PENALTY, nobody(), penalty)?, MAX_PENALTIES),
-        fill(KNOWN, count(bpf, KNOWN, nobody(), known)?, MAX_KNOWN),
+        fill(PENALTY, count(bpf, PENALTY, nobody(), no_penalty())?, MAX_PENALTIES),
+        fill(KNOWN, count(bpf, KNOWN, nobody(), unknown())?, MAX_KNOWN),
         fill(BUCKET, count(bpf, BUCKET, holder(), Bucket::default())?, MAX_SOURCES),
     ])
 }
@@ -52,7 +52,7 @@ pub fn read(bpf: &Ebpf) -> Result<[Fill; 5], Error> {
 /// The `most` sources whose connection requests were refused most often, the loudest first.
 pub fn loudest(bpf: &Ebpf, most: usize) -> Result<Vec<Loud>, Error> {
     let mut loud: Vec<Loud> = Vec::new();
-    each(bpf, BUCKET, holder(), Bucket::default(), |holders, buckets| {
+    each(shared(bpf, BUCKET)?, BUCKET, (holder(), Bucket::default()), |holders, buckets| {
         let refused = holders.iter().zip(buckets).filter(|(_, bucket)| bucket.refused > 0);
         loud.extend(refused.filter(|(holder, _)| holder.is_of(Charged::Requests)).map(|(holder, bucket)| {
             Loud { source: holder.address, refused: bucket.refused, refused_at_ns: bucket.refused_at_ns }
@@ -63,29 +63,35 @@ pub fn loudest(bpf: &Ebpf, most: usize) -> Result<Vec<Loud>, Error> {
     Ok(loud)
 }
 
-fn nobody() -> Address {
+pub(super) fn nobody() -> Address {
     Address::from_words([0; 4])
 }
 
-fn holder() -> Holder {
+pub(super) fn holder() -> Holder {
     Holder::new(nobody(), 0, Charged::Requests)
+}
+
+pub(super) fn no_penalty() -> Penalty {
+    Penalty { until_ns: 0, since_ns: 0, hits: 0, rule: 0, level: 0, refused: 0, ignored: 0 }
+}
+
+pub(super) fn unknown() -> Known {
+    Known { until_ns: 0, class: 0, reserved: 0 }
 }
 
 fn count<K: Pod, V: Pod>(bpf: &Ebpf, name: &'static str, key: K, value: V) -> Result<u64, Error> {
     let mut entries = 0;
-    each(bpf, name, key, value, |keys, _| entries += keys.len() as u64)?;
+    each(shared(bpf, name)?, name, (key, value), |keys, _| entries += keys.len() as u64)?;
     Ok(entries)
 }
 
-/// `key` and `value` are what the room for a batch is filled with.
-fn each<K: Pod, V: Pod>(
-    bpf: &Ebpf,
+/// Hands all entries of `map` to `read`, some at a time. `room`: what the room for them is filled with.
+pub(super) fn each<K: Pod, V: Pod>(
+    map: &MapData,
     name: &'static str,
-    key: K,
-    value: V,
+    (key, value): (K, V),
     read: impl FnMut(&[K], &[V]),
 ) -> Result<(), Error> {
-    let map = standings::shared(bpf, name)?;
     let (mut keys, mut values) = (vec![key; BATCH], vec![value; BATCH]);
     let failed = |error: std::io::Error| Error::Map { map: name, reason: error.to_string() };
     sys::map_read(map, &mut keys, &mut values, read).map_err(failed)

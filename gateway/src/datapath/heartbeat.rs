@@ -84,14 +84,14 @@ impl Heartbeat {
         Ok(this)
     }
 
-    /// Starts the thread; it ends when nobody else holds the sources.
+    /// Starts the thread; it ends when nobody else holds the sources, or nobody is to be told.
     pub fn start(self) -> io::Result<()> {
         std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || self.run()).map(|_| ())
     }
 
     fn run(mut self) {
         let mut told = false;
-        while let Some(sources) = self.sources.upgrade() {
+        while let Some(sources) = self.sources.upgrade().filter(|sources| sources.is_watched()) {
             let inbox = sources.listen(BEAT);
             let mut beat = || {
                 let now = sys::monotonic_ns();

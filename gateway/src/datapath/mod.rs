@@ -6,6 +6,7 @@
 
 mod account;
 mod attach;
+mod bequest;
 pub mod cookies;
 mod counters;
 mod doctor;
@@ -45,6 +46,7 @@ use ipnet::IpNet;
 
 pub use account::{Account, until_ns};
 pub use attach::{Attachment, Hook};
+pub use bequest::{Bequest, Piece};
 pub use counters::Counters;
 pub use doctor::{Finding, State, examine};
 pub use error::Error;
@@ -85,10 +87,16 @@ pub enum InterfaceChange {
 impl Datapath {
     /// Loads the kernel half, puts its first policy in force and attaches it to each interface named in
     /// `config`. With `config.persist` it goes on where the gateway before it left off. On an error nothing
-    /// new stays attached, and what an earlier gateway has left goes on as it was.
-    pub fn start(config: &Kernel, listeners: &[SocketAddr]) -> Result<Self, Error> {
-        let pins = config.persist.as_deref().map(object::pins).transpose()?;
-        let started = Self::start_with(config, listeners, pins.as_ref());
+    /// new stays attached, and what an earlier gateway has left goes on as it was. `bequest`: what a running
+    /// gateway hands over.
+    pub fn start(
+        config: &Kernel,
+        listeners: &[SocketAddr],
+        mut bequest: Option<Bequest>,
+    ) -> Result<Self, Error> {
+        let held = bequest.as_mut().and_then(Bequest::lock);
+        let pins = config.persist.as_deref().map(|folder| object::pins(folder, held)).transpose()?;
+        let started = Self::start_with(config, listeners, pins.as_ref(), bequest);
         let (bpf, slots, links) = started.inspect_err(|_| pins.iter().for_each(Pins::abandon))?;
         Ok(Self { bpf, slots, links, pins, config: Arc::new(ArcSwap::from_pointee(config.clone())) })
     }
@@ -97,16 +105,21 @@ impl Datapath {
         config: &Kernel,
         listeners: &[SocketAddr],
         pins: Option<&Pins>,
+        mut bequest: Option<Bequest>,
     ) -> Result<(Ebpf, Slots, Vec<attach::Link>), Error> {
         let mut bpf = object::load(&object::Options { with_clock: false }, pins)?;
         let (mut links, mut left) = (Vec::new(), Vec::new());
         // What may fail comes first, while links and maps of an earlier gateway are as it left them.
         for interface in &config.interfaces {
-            let found = pins.map(|pins| attach::find(interface, config.mode, pins)).transpose()?.flatten();
-            match found {
+            let pinned = pins.map(|pins| attach::find(interface, config.mode, pins)).transpose()?.flatten();
+            let given = bequest.as_mut().map(|bequest| bequest.link(interface, config.mode));
+            match pinned.or(given.transpose()?.flatten()) {
                 Some(found) => left.push(found),
                 None => links.push(attach::attach(&mut bpf, interface, config.mode)?),
             }
+        }
+        if let Some(bequest) = bequest.filter(|_| pins.is_none_or(Pins::are_fresh)) {
+            inherit::inherit_from(&mut bpf, &bequest);
         }
         let slots = Slots::start(&mut bpf, config, listeners)?;
         for folder in pins.map(Pins::other_maps).transpose()?.iter().flatten() {
@@ -120,6 +133,17 @@ impl Datapath {
             pins.clear(&config.interfaces)?;
         }
         Ok((bpf, slots, links))
+    }
+
+    /// What a successor takes over. The links stay this gateway's as well, until either ends.
+    pub fn bequest(&self) -> Result<Bequest, Error> {
+        Bequest::of(&self.bpf, &self.links, self.pins.as_ref())
+    }
+
+    /// Puts this kernel half back in the place of a successor that did not become ready.
+    pub fn reclaim(&mut self) -> Result<(), Error> {
+        let Self { bpf, links, .. } = self;
+        links.iter().try_for_each(|link| link.reclaim(bpf))
     }
 
     /// Lets go of what an earlier gateway has left pinned in `folder`.

@@ -3,6 +3,7 @@
 //! Says what the host lacks before aya does, since the kernel answers everything with EPERM or EINVAL.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use aya::programs::ProgramType;
@@ -39,10 +40,10 @@ pub fn has_cookies() -> bool {
     HELPERS.into_iter().all(|helper| is_helper_supported(ProgramType::Xdp, helper).unwrap_or(false))
 }
 
-/// Opens what an earlier gateway has pinned in `folder`.
-pub fn pins(folder: &Path) -> Result<Pins, Error> {
+/// Opens what an earlier gateway has pinned in `folder`; `held`: its lock, where that gateway hands it over.
+pub fn pins(folder: &Path, held: Option<OwnedFd>) -> Result<Pins, Error> {
     check_host()?;
-    Pins::open(folder, OBJECT)
+    Pins::open(folder, OBJECT, held)
 }
 
 /// Creates the maps, or takes those that are pinned; programs are loaded when they are first attached or

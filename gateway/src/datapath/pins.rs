@@ -8,6 +8,8 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use aya::maps::MapInfo;
@@ -18,7 +20,7 @@ use super::attach::Hook;
 use super::error::{Error, chain};
 
 /// Of the sources of gateway-common: they say what the bytes in the maps mean.
-const CONTRACT: &str = env!("GATEWAY_CONTRACT");
+pub const CONTRACT: &str = env!("GATEWAY_CONTRACT");
 /// `BPF_FS_MAGIC`
 pub const BPF_FS: u64 = 0xcafe_4a11;
 
@@ -29,7 +31,7 @@ pub struct Pins {
     shapes: BTreeMap<String, Shape>,
     /// This start has made the maps; they go again if it fails before a link uses them.
     fresh: bool,
-    _lock: File,
+    lock: File,
 }
 
 /// What must be equal for a map to be used again.
@@ -51,19 +53,20 @@ pub struct Left {
 
 impl Pins {
     /// Opens `folder`, which is made if it is not there, for a gateway with this object.
-    pub fn open(folder: &Path, object: &[u8]) -> Result<Self, Error> {
+    /// `held`: the lock of the gateway that hands the folder over.
+    pub fn open(folder: &Path, object: &[u8], held: Option<OwnedFd>) -> Result<Self, Error> {
         let failed = |source| Error::Persist { folder: folder.to_owned(), source };
         fs::create_dir_all(folder).map_err(failed)?;
         let is_bpf = statfs(folder).map_err(|error| failed(error.into()))?.f_type.cast_unsigned() == BPF_FS;
         if !is_bpf {
             return Err(Error::NoBpfFs(folder.to_owned()));
         }
-        let lock = lock(folder).map_err(failed)?.ok_or_else(|| Error::Held(folder.to_owned()))?;
+        let lock = lock(folder, held).map_err(failed)?.ok_or_else(|| Error::Held(folder.to_owned()))?;
         let shapes = shapes(object)?;
         let maps = folder.join(name(&shapes));
         let fresh = !maps.exists();
         fs::create_dir_all(&maps).map_err(failed)?;
-        let pins = Self { folder: folder.to_owned(), maps, shapes, fresh, _lock: lock };
+        let pins = Self { folder: folder.to_owned(), maps, shapes, fresh, lock };
         for (name, shape) in &pins.shapes {
             pins.check(name, *shape)?;
         }
@@ -76,8 +79,18 @@ impl Pins {
         if !folder.exists() {
             return Ok(());
         }
-        let _lock = lock(folder).map_err(failed)?.ok_or_else(|| Error::Held(folder.to_owned()))?;
+        let _lock = lock(folder, None).map_err(failed)?.ok_or_else(|| Error::Held(folder.to_owned()))?;
         fs::remove_dir_all(folder).map_err(failed)
+    }
+
+    /// The lock, for a successor.
+    pub fn lock(&self) -> io::Result<OwnedFd> {
+        Ok(self.lock.try_clone()?.into())
+    }
+
+    /// Whether nothing was pinned for this contract of the two halves.
+    pub fn are_fresh(&self) -> bool {
+        self.fresh
     }
 
     /// Where each map of the object is pinned, or is to be.
@@ -158,8 +171,15 @@ impl Pins {
 }
 
 /// `None`: another process holds it.
-fn lock(folder: &Path) -> io::Result<Option<File>> {
+fn lock(folder: &Path, held: Option<OwnedFd>) -> io::Result<Option<File>> {
     let file = File::open(folder)?;
+    let place = |file: &File| file.metadata().map(|at| (at.dev(), at.ino()));
+    // A lock belongs to the opened file, however many hold its descriptor.
+    if let Some(held) = held.map(File::from)
+        && place(&held)? == place(&file)?
+    {
+        return Ok(Some(held));
+    }
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),

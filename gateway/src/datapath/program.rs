@@ -87,6 +87,12 @@ impl AsFd for Program {
 /// Loads the XDP entry point that this kernel can take and returns its name.
 fn load_xdp(bpf: &mut Ebpf) -> Result<&'static str, Error> {
     for name in [PROGRAM_XDP_FRAGS, PROGRAM_XDP] {
+        // Nor may it be tried again, once privileges are given up.
+        if xdp(bpf, name)?.fd().is_ok() {
+            return Ok(name);
+        }
+    }
+    for name in [PROGRAM_XDP_FRAGS, PROGRAM_XDP] {
         match xdp(bpf, name)?.load() {
             Ok(()) | Err(ProgramError::AlreadyLoaded) => return Ok(name),
             // Kernels before 5.18 do not know of packets in several pieces.

@@ -68,6 +68,11 @@ impl Sources {
         self.config.get_or_init(|| config);
     }
 
+    /// Nobody is to be told any more: another gateway tells the kernel half.
+    pub fn unwatch(&self) {
+        self.is_watched.store(false, Relaxed);
+    }
+
     pub fn is_watched(&self) -> bool {
         self.config.get().is_some()
     }

@@ -129,7 +129,12 @@ pub(super) fn own(bpf: &Ebpf, name: &'static str) -> Result<Map, Error> {
 
 /// The map, whatever its type.
 pub(super) fn shared<'a>(bpf: &'a Ebpf, name: &'static str) -> Result<&'a MapData, Error> {
-    match map(bpf, name)? {
+    data(map(bpf, name)?, name)
+}
+
+/// What a map of any type is made of.
+pub(super) fn data<'a>(map: &'a Map, name: &'static str) -> Result<&'a MapData, Error> {
+    match map {
         Map::Array(data)
         | Map::HashMap(data)
         | Map::LruHashMap(data)

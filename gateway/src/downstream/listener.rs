@@ -27,26 +27,44 @@ pub struct BindError {
     pub source: io::Error,
 }
 
-/// One socket per worker on the same address; the kernel spreads connections over them.
-pub fn bind(address: ListenAddr, workers: NonZeroUsize) -> Result<Vec<TcpListener>, BindError> {
+/// One socket per worker on the same address; the kernel spreads connections over them. `inherited`: those that
+/// another process has opened there.
+pub fn bind(
+    address: ListenAddr,
+    workers: NonZeroUsize,
+    mut inherited: Vec<TcpListener>,
+) -> Result<Vec<TcpListener>, BindError> {
+    inherited.truncate(workers.get());
+    let both_families = matches!(address, ListenAddr::Any(_));
+    let more = |bound: SocketAddr, have: usize| {
+        let more = (have..workers.get()).map(|_| socket(bound, true, both_families && bound.is_ipv6()));
+        more.collect::<io::Result<Vec<Socket>>>()
+    };
     let bind_all = || {
-        let first = match open(address.socket_addr(), matches!(address, ListenAddr::Any(_))) {
+        if let Some(first) = inherited.first() {
+            let bound = first.local_addr()?;
+            for socket in more(bound, inherited.len())? {
+                socket.listen(BACKLOG)?;
+                inherited.push(socket.into());
+            }
+            return Ok(inherited);
+        }
+        let first = match open(address.socket_addr(), both_families) {
             // A host without IPv6.
-            Err(error) if is_without_ipv6(&error) && matches!(address, ListenAddr::Any(_)) => {
+            Err(error) if is_without_ipv6(&error) && both_families => {
                 open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())), false)
             }
             opened => opened,
         }?;
         let bound = first.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
         let mut all = vec![first];
-        for _ in 1..workers.get() {
-            all.push(socket(bound, true, matches!(address, ListenAddr::Any(_)))?);
-        }
+        all.extend(more(bound, 1)?);
         for listener in &all {
             listener.listen(BACKLOG)?;
         }
         Ok(all.into_iter().map(TcpListener::from).collect())
     };
+    let bind_all = bind_all;
     bind_all().map_err(|source| BindError { address, source })
 }
 

@@ -19,7 +19,7 @@ use prometheus::proto::{MetricFamily, MetricType};
 use crate::admin::metrics::{family, number};
 use crate::config;
 use crate::datapath::cookies::Stack;
-use crate::datapath::{self, Account, Attachment, Datapath, Error, Hook, InterfaceChange, Sources};
+use crate::datapath::{self, Account, Attachment, Bequest, Datapath, Error, Hook, InterfaceChange, Sources};
 use crate::lists::{self, List, Lists};
 use crate::privileges::Identity;
 
@@ -51,19 +51,20 @@ pub enum ChangeError {
 
 impl Kernel {
     /// Attaches to the configured interfaces. `listener`: where the proxy listens; `lists`: what was said
-    /// at run time before, and the file that keeps it.
+    /// at run time before, and the file that keeps it; `bequest`: what a running gateway hands over.
     pub fn start(
         config: &config::Kernel,
         listener: SocketAddr,
         lists: Lists,
         state_file: Option<PathBuf>,
+        bequest: Option<Bequest>,
     ) -> Result<Self, Error> {
         let mut state = State { datapath: None, config: config.clone(), lists, state_file };
         if config.interfaces.is_empty() {
             // Whoever turns it off does not mean what an earlier gateway has left to go on.
             config.persist.as_deref().map_or(Ok(()), Datapath::release)?;
         } else {
-            match Datapath::start(&state.policy(), &[listener]) {
+            match Datapath::start(&state.policy(), &[listener], bequest) {
                 Ok(datapath) => {
                     for (Attachment { interface, hook }, taken_over) in datapath.attachments() {
                         tracing::info!(interface, %hook, taken_over, "kernel half attached");
@@ -220,6 +221,21 @@ impl Kernel {
     pub fn give_to(&self, identity: &Identity) -> Result<(), Error> {
         let state = self.lock();
         state.datapath.as_ref().map_or(Ok(()), |datapath| datapath.give_to(identity.uid(), identity.gid()))
+    }
+
+    /// What a successor takes over; `None`: the kernel half does not run.
+    pub fn bequest(&self) -> Result<Option<Bequest>, Error> {
+        self.lock().datapath.as_ref().map(Datapath::bequest).transpose()
+    }
+
+    /// A successor judges from now on.
+    pub fn leave(&self) {
+        self.sources.get().inspect(|sources| sources.unwatch());
+    }
+
+    /// Judges again, after a successor that may have begun to.
+    pub fn reclaim(&self) -> Result<(), Error> {
+        self.lock().datapath.as_mut().map_or(Ok(()), Datapath::reclaim)
     }
 
     /// Detaches, unless it is to persist; packets pass unjudged from then on.
