@@ -4,7 +4,7 @@
 //! moment; nothing here is on the path of a request that is neither the first of its connection nor refused.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ const MOST_WAITING: usize = 65_536;
 pub struct Sources {
     /// The kernel half's, where there is one.
     config: OnceLock<Arc<ArcSwap<Kernel>>>,
+    /// Another gateway's by now.
+    is_left: AtomicBool,
     sentences: Mutex<Sentences>,
     inbox: Mutex<Inbox>,
     comes: Condvar,
@@ -70,17 +72,18 @@ impl Sources {
 
     /// Nobody is to be told any more: another gateway tells the kernel half.
     pub fn unwatch(&self) {
-        self.is_watched.store(false, Relaxed);
+        self.is_left.store(true, Relaxed);
     }
 
     pub fn is_watched(&self) -> bool {
-        self.config.get().is_some()
+        self.config.get().is_some() && !self.is_left.load(Relaxed)
     }
 
     /// Penalises a suspect where that is due, and wakes the heartbeat: it is to be in force within milliseconds.
     /// Whether the source's connections are to end, so that the refusal itself can say so.
     pub fn suspect(&self, suspect: Suspect) -> bool {
-        let (Some(config), source) = (self.config.get(), suspect.address) else { return false };
+        let config = self.config.get().filter(|_| self.is_watched());
+        let (Some(config), source) = (config, suspect.address) else { return false };
         let config = config.load();
         if config.trusted.iter().chain(&config.allow).any(|network| network.contains(&source)) {
             return false;
