@@ -9,7 +9,6 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -395,7 +394,7 @@ impl Server {
                 tell_supervisor(&[NotifyState::Stopping]);
             }
         }
-        self.state.draining.store(true, Ordering::Relaxed);
+        self.state.begin_drain();
         // A socket that is still open here would not close with the workers.
         drop(self.listeners);
         let _ = self.drain.send(drain);
@@ -414,6 +413,7 @@ impl Server {
                     return ended.unwrap_or_else(|error| Err(Error::Thread(io::Error::other(error))));
                 }
                 asked = signals.next() => if asked == Asked::Stop {
+                    tracing::warn!(connections = self.state.open(), "a second signal; closing what is left");
                     // The threads end with the process; nobody waits for them.
                     std::process::exit(0);
                 }

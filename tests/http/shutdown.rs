@@ -220,6 +220,48 @@ fn a_drain_has_an_end() {
     assert!(client.try_response("GET").is_err());
 }
 
+/// What an operator watches: how long it has gone on, how long it may, and what it waits for.
+#[test]
+fn a_drain_shows_how_far_it_is() {
+    const LONGEST: f64 = 600.0;
+    let (upstream, arrived, gate) = Upstream::gated("late");
+    let mut config = route_to(&upstream.url());
+    config["timeouts"] = json!({ "drain": "600s" });
+    let mut gateway = Gateway::start(config);
+    let mut clients: Vec<_> = (0..3).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send(get("/"));
+        arrived.recv_timeout(PATIENCE).unwrap();
+    }
+    let gauges = ["gateway_drain_elapsed_seconds", "gateway_drain_left_seconds"];
+    assert_eq!(gauges.map(|name| gateway.scrape().get(name, &[])), [None; 2]);
+    let stats = gateway.admin("/stats").json();
+    assert_eq!((&stats["drain"], &stats["requests_active"]), (&json!(null), &json!(3)));
+
+    gateway.signal(Signal::TERM);
+    gateway.log.wait_for("draining");
+    let mut before = 0.0;
+    for _ in 0..3 {
+        let metrics = gateway.scrape();
+        let [elapsed, left] = gauges.map(|name| metrics.get(name, &[]).expect("it drains"));
+        assert!(elapsed > before && (elapsed + left - LONGEST).abs() < 1e-6, "{elapsed} {left}");
+        before = elapsed;
+    }
+    let stats = gateway.admin("/stats").json();
+    let (open, active) = (&stats["connections_open"], &stats["requests_active"]);
+    assert_eq!((open, active), (&json!(3), &json!(3)));
+    let [elapsed, left] =
+        ["elapsed_seconds", "left_seconds"].map(|key| stats["drain"][key].as_f64().expect("it drains"));
+    assert!(elapsed > before && (elapsed + left - LONGEST).abs() < 1e-6, "{stats}");
+
+    // Signalled again, it says what it cuts off.
+    gateway.signal(Signal::TERM);
+    let said = gateway.log.wait_for("a second signal");
+    assert!(said.contains("connections=3"), "{said}");
+    assert_eq!(gateway.wait(), Some(0));
+    gate.open();
+}
+
 #[test]
 fn a_second_signal_ends_a_drain_at_once() {
     let (upstream, arrived, _gate) = Upstream::gated("late");

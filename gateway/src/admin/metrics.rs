@@ -1,12 +1,11 @@
 //! `/metrics`: the cells of all workers, summed, in Prometheus' text format.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
 
-use super::{State, limits, overload, store, upstreams};
+use super::{Progress, State, limits, overload, store, upstreams};
 use crate::metrics::{LATENCY_BOUNDS_US, Registry, Route, RouteTotal, Worker};
 
 /// The label of requests that belong to no route.
@@ -141,13 +140,21 @@ fn control(state: &State, families: &mut Vec<MetricFamily>) {
         ],
     ));
     let up_to_date = if state.reload_error().is_none() { 1.0 } else { 0.0 };
-    let draining = if state.draining.load(Ordering::Relaxed) { 1.0 } else { 0.0 };
-    for (name, help, value) in [
+    let drain = state.drain();
+    let draining = if drain.is_some() { 1.0 } else { 0.0 };
+    let mut rows = vec![
         ("gateway_config_last_reload_successful", "Whether the last attempt succeeded.", up_to_date),
         ("gateway_config_generation", "Configurations put in force since the start.", generation as f64),
         ("gateway_draining", "Whether it serves what is under way and then ends.", draining),
         ("gateway_uptime_seconds", "Time since the start.", state.started.elapsed().as_secs_f64()),
-    ] {
+    ];
+    if let Some(Progress { elapsed, left }) = drain {
+        rows.extend([
+            ("gateway_drain_elapsed_seconds", "Time since the drain began.", elapsed.as_secs_f64()),
+            ("gateway_drain_left_seconds", "Until the drain cuts off what is open.", left.as_secs_f64()),
+        ]);
+    }
+    for (name, help, value) in rows {
         families.push(family(name, help, MetricType::GAUGE, vec![number(MetricType::GAUGE, &[], value)]));
     }
 }

@@ -10,8 +10,7 @@ mod upstreams;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -34,10 +33,23 @@ pub struct State {
     pub current: Arc<Current>,
     pub registry: Arc<Registry>,
     pub started: Instant,
-    pub draining: AtomicBool,
+    drain: OnceLock<Drain>,
     /// The kernel half's own families; empty without it.
     pub kernel: Box<dyn Fn() -> Vec<MetricFamily> + Send + Sync>,
     reload_error: Mutex<Option<String>>,
+}
+
+/// The drain, as it began.
+struct Drain {
+    since: Instant,
+    longest: Duration,
+}
+
+/// How far it is.
+pub struct Progress {
+    pub elapsed: Duration,
+    /// Until what is still open is cut off.
+    pub left: Duration,
 }
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,10 +65,29 @@ impl State {
             current,
             registry,
             started: Instant::now(),
-            draining: AtomicBool::new(false),
+            drain: OnceLock::new(),
             kernel,
             reload_error: Mutex::new(None),
         })
+    }
+
+    /// The drain begins, and takes the configured time at most.
+    pub fn begin_drain(&self) {
+        let longest = self.current.load().config.timeouts.drain;
+        // It begins once.
+        let _ = self.drain.set(Drain { since: Instant::now(), longest });
+    }
+
+    /// `None`: it does not drain.
+    pub fn drain(&self) -> Option<Progress> {
+        let Drain { since, longest } = self.drain.get()?;
+        let elapsed = since.elapsed();
+        Some(Progress { elapsed, left: longest.saturating_sub(elapsed) })
+    }
+
+    /// Client connections open now.
+    pub fn open(&self) -> u64 {
+        self.registry.workers.iter().map(|cells| cells.open.get()).sum()
     }
 
     /// Why the file on disk is not what is in force; `None`: it is.
@@ -113,7 +144,7 @@ fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> {
             reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics::render(state))
         }
         "/healthz" => reply(StatusCode::OK, "text/plain", "ok\n"),
-        "/readyz" if state.draining.load(Ordering::Relaxed) => {
+        "/readyz" if state.drain().is_some() => {
             reply(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "draining\n")
         }
         "/readyz" => reply(StatusCode::OK, "text/plain", "ready\n"),
@@ -130,8 +161,7 @@ fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> {
 /// The process serves even when the newest configuration was refused, so this is a 200 that says so.
 fn health(state: &State) -> serde_json::Value {
     let reload_error = state.reload_error();
-    let draining = state.draining.load(Ordering::Relaxed);
-    let status = match (draining, &reload_error) {
+    let status = match (state.drain().is_some(), &reload_error) {
         (true, _) => "draining",
         (false, Some(_)) => "degraded",
         (false, None) => "ok",
@@ -158,11 +188,16 @@ fn stats(state: &State) -> serde_json::Value {
             (label, json!({"requests": requests, "mean_ms": mean_ms, "answers": answers}))
         })
         .collect();
-    let open: u64 = state.registry.workers.iter().map(|cells| cells.open.get()).sum();
+    let active: u64 = state.current.load().routes.iter().map(|route| route.gate.active()).sum();
+    let drain = state.drain().map(|drain| {
+        json!({ "elapsed_seconds": drain.elapsed.as_secs_f64(), "left_seconds": drain.left.as_secs_f64() })
+    });
     json!({
         "uptime_seconds": state.started.elapsed().as_secs(),
         "workers": state.registry.workers.len(),
-        "connections_open": open,
+        "connections_open": state.open(),
+        "requests_active": active,
+        "drain": drain,
         "routes": routes,
         "upstreams": upstreams::stats(state),
         "limit_store": store::stats(state),
