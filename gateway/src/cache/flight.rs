@@ -83,6 +83,8 @@ pub enum Cause {
     Abandoned,
     /// The upstream had no place for it.
     Shed,
+    /// The gateway had no descriptor for it.
+    Descriptors,
 }
 
 /// What a reader is given.

@@ -397,5 +397,6 @@ fn failure(cause: Cause) -> Failure {
         Cause::Unavailable(wait) => Failure::Unavailable(wait),
         Cause::Full => Failure::UpstreamFull,
         Cause::Shed => Failure::Shed(overload::Cause::Limit),
+        Cause::Descriptors => Failure::Shed(overload::Cause::Descriptors),
     }
 }

@@ -28,6 +28,7 @@ use crate::cache::policy::{self, Asker, Control, Terms, Wish};
 use crate::cache::select::{self, Selecting};
 use crate::cache::{Cache, Route, memory};
 use crate::metrics::{self, Lookups};
+use crate::overload;
 use crate::timer::Tick;
 
 pub struct Fetch {
@@ -389,6 +390,7 @@ fn make_conditional(headers: &mut HeaderMap, stored: Option<&Entry>) {
 fn cause(failure: &Failure) -> Cause {
     match failure {
         Failure::Connect(_) => Cause::Unreachable,
+        Failure::Shed(overload::Cause::Descriptors) => Cause::Descriptors,
         Failure::Shed(_) => Cause::Shed,
         Failure::Timeout(_) => Cause::Timeout,
         Failure::Unavailable(wait) => Cause::Unavailable(*wait),

@@ -20,6 +20,7 @@ use super::body::{Lease, Request};
 use super::client::Client;
 use super::error::Failure;
 use crate::metrics::{Again, Cause};
+use crate::overload;
 use crate::snapshot::Route;
 use crate::timer::Tick;
 use crate::upstream::budget::Charge;
@@ -48,7 +49,7 @@ pub struct Way<'a> {
     pub idempotent: bool,
 }
 
-/// No response, and whether that came of more than one try.
+/// No response, and whether that came of more than one try, or of what another would meet as well.
 pub struct Failed {
     pub failure: Failure,
     pub retried: bool,
@@ -101,10 +102,12 @@ impl Way<'_> {
         let mut tried = vec![member];
         loop {
             let Some(mut next) = self.next(&tried, &outcome, &lease) else {
-                let retried = tried.len() > 1;
                 return match outcome {
                     Ok(response) => Ok((response, lease)),
-                    Err(miss) => Err(Failed { failure: miss.failure, retried }),
+                    Err(miss) => {
+                        let retried = tried.len() > 1 || matches!(miss.failure, Failure::Shed(_));
+                        Err(Failed { failure: miss.failure, retried })
+                    }
                 };
             };
             let request = match outcome {
@@ -130,6 +133,8 @@ impl Way<'_> {
                 (Again::Status, retry_after(response))
             }
             Ok(_) => return None,
+            // No endpoint would cure what the gateway itself is short of.
+            Err(miss) if matches!(miss.failure, Failure::Shed(_)) => return None,
             Err(miss) => miss.request.as_ref().map(|_| (miss.why, Duration::ZERO))?,
         };
         if tried.len() > self.route.config.retry.attempts as usize {
@@ -276,6 +281,7 @@ impl Way<'_> {
         let (failure, cause) = match connected {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(ConnectError::Crowded)) => (Failure::UpstreamFull, None),
+            Ok(Err(ConnectError::Descriptors { .. })) => (Failure::Shed(overload::Cause::Descriptors), None),
             Err(_) if lease.is_queued() => (Failure::UpstreamFull, None),
             Err(timeout) => (timeout, Some(Cause::ConnectTimeout)),
             Ok(Err(error @ ConnectError::Connect { .. })) => {

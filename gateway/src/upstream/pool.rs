@@ -34,6 +34,9 @@ const MAX_IDLE: usize = 1024;
 pub enum ConnectError {
     #[error("cannot connect to {address}: {source}")]
     Connect { address: SocketAddr, source: io::Error },
+    /// The endpoint has no part in it.
+    #[error("no file descriptor is left to connect to {address}")]
+    Descriptors { address: SocketAddr },
     /// By `max_connections`.
     #[error("too many requests wait for a connection")]
     Crowded,
@@ -216,7 +219,11 @@ where
 
     async fn connect(&self, now: Tick, slot: Slot) -> Result<Box<Connection<B>>, ConnectError> {
         let open = Open::new(self.endpoint.clone(), self.worker, slot);
-        let socket = self.open().await.inspect_err(|_| self.cells().connect_failures.add(1))?;
+        let socket = self.open().await.inspect_err(|error| {
+            if matches!(error, ConnectError::Connect { .. }) {
+                self.cells().connect_failures.add(1);
+            }
+        })?;
         self.cells().connects.add(1);
         Ok(Box::new(Connection { stream: Stream::new(socket, self.arena.clone()), opened: now, _open: open }))
     }
@@ -233,6 +240,7 @@ where
                     self.preferred.set(position);
                     return Ok(socket);
                 }
+                Err(error) if lacks_descriptors(&error) => return Err(ConnectError::Descriptors { address }),
                 Err(source) => failure = Some(ConnectError::Connect { address, source }),
             }
         }
@@ -251,6 +259,11 @@ where
         options.set_tcp_user_timeout(Some(rules.user_timeout))?;
         Ok(socket)
     }
+}
+
+/// Whether this process, or the host, may open no more files: no word about whoever was to be connected to.
+pub fn lacks_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 impl Rules {
@@ -512,6 +525,22 @@ mod tests {
         assert_eq!(options.tcp_keepalive_interval().unwrap(), seconds(7));
         assert_eq!(options.tcp_user_timeout().unwrap(), Some(seconds(9)));
         assert_eq!(pool.preferred.get(), 1, "the address that served is tried first from now on");
+    }
+
+    #[test]
+    fn only_a_lack_of_descriptors_is_the_gateways_own() {
+        for (code, own) in [
+            (libc::EMFILE, true),
+            (libc::ENFILE, true),
+            (libc::ECONNREFUSED, false),
+            (libc::ETIMEDOUT, false),
+            (libc::ENETUNREACH, false),
+            (libc::EADDRNOTAVAIL, false),
+        ] {
+            let error = io::Error::from_raw_os_error(code);
+            assert_eq!(lacks_descriptors(&error), own, "{error}");
+        }
+        assert!(!lacks_descriptors(&io::ErrorKind::UnexpectedEof.into()));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 
 use super::Endpoint;
 use super::dice::Dice;
+use super::pool::lacks_descriptors;
 use crate::config::HealthCheck;
 
 /// Of the interval, added by chance, so that checks of many endpoints do not come in step.
@@ -58,35 +59,42 @@ impl Default for Verdicts {
 pub async fn follow(endpoint: Arc<Endpoint>, check: HealthCheck) {
     let mut verdicts = Verdicts::new();
     loop {
-        let result = ask(&endpoint, &check).await;
-        if let Err(why) = &result {
-            endpoint.health.count_failed_check();
-            tracing::debug!(upstream = endpoint.name, path = check.path, why, "health check failed");
-        }
-        let why = result.as_ref().err().map(String::as_str).unwrap_or_default();
-        if let Some(well) = verdicts.take(result.is_ok(), &check) {
-            endpoint.health.checked(&check, well, Instant::now());
-            match well {
-                true => tracing::info!(upstream = endpoint.name, path = check.path, "healthy"),
-                false => tracing::warn!(upstream = endpoint.name, path = check.path, why, "unhealthy"),
-            }
+        if let Some(result) = ask(&endpoint, &check).await {
+            take(result, &mut verdicts, &endpoint, &check);
         }
         let chance = Dice::default().fraction();
         tokio::time::sleep(check.interval.mul_f64(1.0 + JITTER * chance)).await;
     }
 }
 
-/// Whether the endpoint answers as `check` wants it; if not, why.
-async fn ask(endpoint: &Endpoint, check: &HealthCheck) -> Result<(), String> {
-    let status = tokio::time::timeout(check.timeout, status(endpoint, check))
-        .await
-        .map_err(|_| "no answer in time".to_owned())?
-        .map_err(|error| error.to_string())?;
+fn take(result: Result<(), String>, verdicts: &mut Verdicts, endpoint: &Endpoint, check: &HealthCheck) {
+    if let Err(why) = &result {
+        endpoint.health.count_failed_check();
+        tracing::debug!(upstream = endpoint.name, path = check.path, why, "health check failed");
+    }
+    let why = result.as_ref().err().map(String::as_str).unwrap_or_default();
+    if let Some(well) = verdicts.take(result.is_ok(), check) {
+        endpoint.health.checked(check, well, Instant::now());
+        match well {
+            true => tracing::info!(upstream = endpoint.name, path = check.path, "healthy"),
+            false => tracing::warn!(upstream = endpoint.name, path = check.path, why, "unhealthy"),
+        }
+    }
+}
+
+/// Whether the endpoint answers as `check` wants it; if not, why. `None`: the gateway has no descriptor to ask with.
+async fn ask(endpoint: &Endpoint, check: &HealthCheck) -> Option<Result<(), String>> {
+    let status = match tokio::time::timeout(check.timeout, status(endpoint, check)).await {
+        Ok(Ok(status)) => status,
+        Ok(Err(error)) if lacks_descriptors(&error) => return None,
+        Ok(Err(error)) => return Some(Err(error.to_string())),
+        Err(_) => return Some(Err("no answer in time".to_owned())),
+    };
     let expected = match &check.statuses {
         Some(statuses) => statuses.contains(&status),
         None => status < 500,
     };
-    if expected { Ok(()) } else { Err(format!("status {status}")) }
+    Some(if expected { Ok(()) } else { Err(format!("status {status}")) })
 }
 
 async fn status(endpoint: &Endpoint, check: &HealthCheck) -> io::Result<u16> {
