@@ -8,7 +8,7 @@ use serde_json::json;
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Want {
-    /// Answered with what is stored; the backend does not hear of it.
+    /// Answered with what is stored, or is just being; the backend does not hear of it.
     Hit,
     /// The backend is asked, without a validator.
     Miss,
@@ -23,7 +23,8 @@ use Want::{Hit, Miss, Status, Validated};
 /// not 200; what is to come of it. `@-30` is the date of 30 seconds ago.
 type Step = (&'static str, &'static str, Want);
 
-/// Each row: the section, and the steps on one URL.
+/// Each row: the section, and the steps on one URL. What is to be fresh stays so for a minute at least, for the machine
+/// may be busy between two steps; what is not to be has been stale from the start.
 const TABLE: &[(&str, &[Step])] = &[
     // Storing, §3.
     ("3", &[("", "Cache-Control: max-age=60", Miss), ("", "", Hit)]),
@@ -49,7 +50,7 @@ const TABLE: &[(&str, &[Step])] = &[
     ("7.3: of a cookie", &[("Cookie: a=b", "Cache-Control: max-age=60, public", Miss), ("", "", Hit)]),
     ("4: for a cookie", &[("", "Cache-Control: max-age=60", Miss), ("Cookie: a=b", "", Hit)]),
     // Freshness, §4.2.
-    ("4.2.1", &[("", "Cache-Control: max-age=60\nAge: 59", Miss), ("", "", Hit)]),
+    ("4.2.1", &[("", "Cache-Control: max-age=6000\nAge: 5000", Miss), ("", "", Hit)]),
     ("4.2.1", &[("", "Cache-Control: max-age=60\nAge: 60", Miss), ("", "", Miss)]),
     ("4.2.1", &[("", "Cache-Control: max-age=60\nDate: @-60", Miss), ("", "", Miss)]),
     ("4.2.1", &[("", "Cache-Control: max-age=0, s-maxage=60", Miss), ("", "", Hit)]),
@@ -75,7 +76,10 @@ const TABLE: &[(&str, &[Step])] = &[
     ("5.1: unreadable", &[("", "Cache-Control: max-age=60\nAge: -99", Miss), ("", "", Hit)]),
     // What a request asks for, §5.2.1.
     ("5.2.1.1", &[("", "Cache-Control: max-age=60\nAge: 9", Miss), ("Cache-Control: max-age=8", "", Miss)]),
-    ("5.2.1.1", &[("", "Cache-Control: max-age=60\nAge: 5", Miss), ("Cache-Control: max-age=8", "", Hit)]),
+    (
+        "5.2.1.1",
+        &[("", "Cache-Control: max-age=6000\nAge: 50", Miss), ("Cache-Control: max-age=800", "", Hit)],
+    ),
     (
         "5.2.1.2",
         &[("", "Cache-Control: max-age=60\nAge: 70", Miss), ("Cache-Control: max-stale=20", "", Miss)],
@@ -84,7 +88,7 @@ const TABLE: &[(&str, &[Step])] = &[
         "5.2.1.2",
         &[
             ("", "Cache-Control: max-age=60\nAge: 70\nETag: \"a\"", Miss),
-            ("Cache-Control: max-stale=20", "", Hit),
+            ("Cache-Control: max-stale=600", "", Hit),
             ("Cache-Control: max-stale=5", "304|", Validated),
         ],
     ),
@@ -271,8 +275,11 @@ fn the_table_holds() {
                 request.field("if-none-match").is_some() || request.field("if-modified-since").is_some()
             };
             let fresh = answer.text() == format!("body {step}") || answer.body.is_empty();
+            // After a 304 made here the body may still be on its way into the store: then it is read from there.
+            let status = answer.field("cache-status").unwrap_or_default();
+            let held = answer.field("age").is_some() || status.ends_with("; stored; collapsed");
             match want {
-                Hit => assert!(asked.is_none() && answer.field("age").is_some(), "{at}"),
+                Hit => assert!(asked.is_none() && held, "{at}"),
                 Miss => assert!(asked.is_some() && fresh && answer.status() != 304, "{at}"),
                 Validated => {
                     assert!(asked.as_ref().is_some_and(conditional), "{at}");
