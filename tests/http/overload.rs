@@ -1,24 +1,36 @@
 //! More than an upstream, or the gateway itself, can take: who is refused, who is served, and what is said.
 
+use std::io::{self, Write};
+use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, mpsc};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use gateway_tests::client::get;
 use gateway_tests::metrics::Metrics;
 use gateway_tests::upstream::ok;
-use gateway_tests::{Client, Gateway, Message, PATIENCE, Upstream};
+use gateway_tests::{Client, Gate, Gateway, Message, PATIENCE, Upstream};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::{Value, json};
 
-/// Serves one request at a time, which takes `service`.
+/// Serves one request at a time, which takes `service`, in the order in which they come: with a lock instead, some
+/// would overtake all others, and the shortest wait would show no queue.
 fn serial(service: Duration) -> Upstream {
-    let (_never, nothing) = mpsc::channel::<()>();
-    let server = Mutex::new((_never, nothing));
+    let (asks, queue) = mpsc::channel::<mpsc::Sender<()>>();
+    std::thread::spawn(move || {
+        let (_never, nothing) = mpsc::channel::<()>();
+        for turn in queue {
+            nothing.recv_timeout(service).expect_err("nothing is sent");
+            // The connection may have ended.
+            let _ = turn.send(());
+        }
+    });
     Upstream::start(move |mut conn| {
+        let (turn, served) = mpsc::channel();
         while conn.request().is_some() {
-            let server = server.lock().expect("no panic while held");
-            server.1.recv_timeout(service).expect_err("nothing is sent");
-            drop(server);
+            asks.send(turn.clone()).expect("the queue outlives this upstream");
+            served.recv().expect("each has its turn");
             conn.send(ok("served"));
         }
     })
@@ -82,8 +94,11 @@ fn an_upstream_with_a_queue_gets_a_limit_and_others_are_served() {
                 }
             });
         }
-        gateway.wait_for_metrics("requests refused for the limit", |metrics| {
-            metrics.requests(503, "shed:limit") > 50.0
+        // In one look: on a busy machine a limit may be taken back, for it may cost answers for a while.
+        gateway.wait_for_metrics("requests refused for a limit in force", |metrics| {
+            let limit = metrics.get("gateway_route_limit", &[("route", "/slow")]);
+            assert!(limit.is_none_or(|limit| limit >= 4.0), "{limit:?}");
+            metrics.requests(503, "shed:limit") > 50.0 && limit.is_some_and(|limit| limit <= 64.0)
         });
         let mut other = gateway.connect();
         for n in 0..200 {
@@ -93,10 +108,7 @@ fn an_upstream_with_a_queue_gets_a_limit_and_others_are_served() {
         for n in 0..20 {
             assert_eq!(exempt.get("/slow/health").status(), 200, "request {n}");
         }
-        let metrics = gateway.scrape();
-        let limit = metrics.get("gateway_route_limit", &[("route", "/slow")]).expect("a limit is in force");
-        assert!((4.0..=64.0).contains(&limit), "{limit}");
-        assert_eq!(metrics.get("gateway_route_limit", &[("route", "/quick")]), None);
+        assert_eq!(gateway.scrape().get("gateway_route_limit", &[("route", "/quick")]), None);
     });
     let metrics = gateway.scrape();
     let refused = metrics.requests(503, "shed:limit") + metrics.requests(503, "shed:queue");
@@ -192,6 +204,140 @@ fn descriptors_that_run_out_are_lived_with() {
     });
     for n in 0..2 * most {
         assert_eq!(gateway.get(if n % 2 == 0 { "/quick" } else { "/slow" }).status(), 200, "request {n}");
+    }
+}
+
+/// Connections full of requests that cost nobody but the worker: more than it can answer, for as long as they are there.
+struct Flood {
+    streams: Vec<TcpStream>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Flood {
+    fn of(request: &str, gateway: &Gateway) -> Self {
+        const CONNECTIONS: usize = 32;
+        let many = request.repeat(1_000);
+        let (mut streams, mut threads) = (Vec::new(), Vec::new());
+        for _ in 0..CONNECTIONS {
+            let stream = TcpStream::connect(gateway.address).expect("it listens");
+            let (mut ours, mut theirs) = [(); 2].map(|()| stream.try_clone().expect("a descriptor")).into();
+            let many = many.clone();
+            threads.push(std::thread::spawn(move || while ours.write_all(many.as_bytes()).is_ok() {}));
+            threads.push(std::thread::spawn(move || drop(io::copy(&mut theirs, &mut io::sink()))));
+            streams.push(stream);
+        }
+        Self { streams, threads }
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.streams.iter().for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
+/// A worker that comes late to everything: requests beyond the floor are refused for that, those of a high priority and
+/// of exempt paths are not, and when it has caught up all are served.
+#[test]
+fn a_worker_that_is_late_leaves_the_floor() {
+    let gate = Gate::default();
+    let (came, arrived) = mpsc::channel();
+    let opened = gate.clone();
+    let upstream = Upstream::start(move |mut conn| {
+        while let Some(request) = conn.request() {
+            if request.target() == "/held" {
+                came.send(()).expect("the test waits for it");
+                opened.wait();
+            }
+            conn.send(ok("served"));
+        }
+    });
+    let route =
+        |path: &str, priority: &str| json!({ "path": path, "backend": upstream.url(), "priority": priority });
+    let gateway = Gateway::start(json!({
+        "workers": 1,
+        "overload": { "max_delay": "5ms", "min_concurrency": 2, "exempt_paths": ["/free/health"] },
+        "routes": [route("/held", "normal"), route("/free", "normal"), route("/first", "high")],
+    }));
+    let mut held: Vec<_> = (0..2).map(|_| gateway.connect()).collect();
+    for client in &mut held {
+        client.send(get("/held"));
+        arrived.recv_timeout(PATIENCE).expect("it was sent upstream");
+    }
+    let mut client = gateway.connect();
+    assert_eq!(client.get("/free").text(), "served");
+    let refused = |metrics: &Metrics| metrics.requests(503, "shed:delay");
+    // With several routes, none may have all connections; that bound holds at ease too.
+    let ceiling = |metrics: &Metrics| metrics.get("gateway_route_ceiling", &[("route", "/held")]);
+    let at_ease = gateway.scrape();
+    assert_eq!(refused(&at_ease), 0.0);
+
+    let flood = Flood::of("GET /none HTTP/1.1\r\nHost: a\r\n\r\n", &gateway);
+    gateway.wait_for_metrics("refusals", |metrics| {
+        let response = client.get("/held/more");
+        if response.status() != 200 {
+            expect_shed(&response);
+        }
+        refused(metrics) >= 3.0
+    });
+    let metrics = gateway.scrape();
+    assert!(metrics.get("gateway_serve_delay_seconds", &[]).is_some_and(|delay| delay > 0.0), "{metrics}");
+    for path in ["/free/health", "/first"] {
+        for n in 0..3 {
+            assert_eq!(client.get(path).text(), "served", "{path}, request {n}");
+        }
+    }
+    drop(flood);
+    gateway.wait_for_metrics("an end of it", |metrics| ceiling(metrics) == ceiling(&at_ease));
+    for n in 0..20 {
+        assert_eq!(client.get("/free").text(), "served", "request {n}");
+    }
+    gate.open();
+    for client in &mut held {
+        assert_eq!(client.response().text(), "served");
+    }
+}
+
+/// No descriptor for a connection upstream: that is the gateway's own, and no endpoint pays for it.
+#[test]
+fn an_endpoint_is_not_blamed_for_descriptors() {
+    let (one, other) = (Upstream::answering(ok("served")), Upstream::answering(ok("served")));
+    let gateway = Gateway::start(json!({
+        "workers": 1,
+        "circuit_breaker": { "failure_threshold": 1, "timeout_seconds": 600 },
+        "routes": [
+            { "path": "/two", "backend": { "endpoints": [one.url(), other.url()] }, "retry": { "attempts": 2 } },
+            { "path": "/cached", "backend": one.url(), "enable_cache": true },
+        ],
+    }));
+    let mut client = gateway.connect();
+    // It is accepted, and nobody upstream has been asked.
+    assert_eq!(client.get("/none").status(), 404);
+    let mut admin = Client::connect(gateway.metrics);
+    let mut scrape = || Metrics::new(admin.get("/metrics").text());
+    scrape();
+    let process = Pid::from_raw(gateway.id() as i32);
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let allow =
+        |current| prlimit(process, Resource::Nofile, Rlimit { current, maximum }).expect("the child is ours");
+    // Fewer than are open already: not one more.
+    allow(Some(3));
+    for path in ["/two", "/two", "/cached"] {
+        expect_shed(&client.get(path));
+    }
+    let metrics = scrape();
+    assert_eq!(metrics.requests(503, "shed:descriptors"), 3.0);
+    for name in ["retries_total", "failures_total", "connect_failures_total"] {
+        let name = format!("gateway_upstream_{name}");
+        assert_eq!(metrics.get(&name, &[]).unwrap_or_default(), 0.0, "{name}");
+    }
+    let closed = [("state", "closed")];
+    assert_eq!(metrics.get("gateway_upstream_breaker_state", &closed), Some(2.0), "{metrics}");
+    // As it set it itself when it began.
+    allow(maximum);
+    for path in ["/two", "/two", "/cached"] {
+        assert_eq!(client.get(path).text(), "served");
     }
 }
 
