@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How a request ended, for the `outcome` label and the log.
@@ -524,6 +524,18 @@ pub struct Registry {
     /// Requests that matched no route or were too malformed to be matched.
     pub unrouted: Arc<[Route]>,
     pub reloads: Reloads,
+    /// By the backend whose name it is.
+    resolutions: Mutex<BTreeMap<String, Resolution>>,
+}
+
+/// What became of the attempts to resolve a name. Told by the control thread.
+#[derive(Clone, Default)]
+pub struct Resolution {
+    pub answered: u64,
+    /// By reason.
+    pub failures: BTreeMap<&'static str, u64>,
+    /// The reason, where the last one failed.
+    pub failing: Option<&'static str>,
 }
 
 /// Written by the control thread alone.
@@ -534,6 +546,10 @@ pub struct Reloads {
 }
 
 impl Registry {
+    pub fn resolutions(&self) -> MutexGuard<'_, BTreeMap<String, Resolution>> {
+        self.resolutions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn new(workers: usize) -> Arc<Self> {
         Arc::new(Self {
             epoch: Instant::now(),
@@ -544,6 +560,7 @@ impl Registry {
             workers: (0..workers).map(|_| Worker::default()).collect(),
             unrouted: (0..workers).map(|_| Route::default()).collect(),
             reloads: Reloads::default(),
+            resolutions: Mutex::default(),
         })
     }
 }

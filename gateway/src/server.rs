@@ -162,7 +162,7 @@ impl Server {
             );
         }
         let registry = Registry::new(count.get());
-        let upkeep = Upkeep::new(&config);
+        let upkeep = Upkeep::new(&config, registry.clone());
         let snapshot = Snapshot::build(config, upkeep.names(), None, &registry);
         kernel.keep_told(&snapshot.sources, stack)?;
         let current = Arc::new(ArcSwap::from_pointee(snapshot));

@@ -1,34 +1,33 @@
-//! What the control thread does for upstreams: asks endpoints whether they are well, and resolves names
-//! again and again.
+//! What the control thread does for upstreams: asks endpoints whether they are well, and looks names up
+//! again when what was found ends.
 //!
 //! `server` owns one, and gives it each snapshot that is put in force.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::AbortHandle;
 
-use crate::config::{Backend, Config, HealthCheck};
+use crate::config::{Backend, Config, HealthCheck, Upstreams};
+use crate::metrics::Registry;
 use crate::snapshot::Snapshot;
-use crate::upstream::resolve::{self, Names};
+use crate::upstream::dns::Failure;
+use crate::upstream::resolve::{self, Lookup, Names};
 use crate::upstream::{Endpoint, probe};
 
 /// How long a start or a reload waits for names; those that take longer follow.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Before a name that does not resolve is tried again, if `resolve_every` is longer.
-const SOON: Duration = Duration::from_secs(1);
 
 pub struct Upkeep {
     names: Names,
     checks: Vec<Check>,
-    /// What names were found to be, by whoever asked last.
-    found: mpsc::UnboundedReceiver<Vec<Found>>,
-    resolver: Option<AbortHandle>,
-    sender: mpsc::UnboundedSender<Vec<Found>>,
+    /// How they are looked up.
+    config: Upstreams,
+    registry: Arc<Registry>,
+    found: mpsc::UnboundedReceiver<Lookup>,
+    sender: mpsc::UnboundedSender<Lookup>,
 }
-
-type Found = (Backend, std::io::Result<Vec<std::net::SocketAddr>>);
 
 /// A task that asks one endpoint; ended with this.
 struct Check {
@@ -45,16 +44,17 @@ impl Drop for Check {
 
 impl Upkeep {
     /// With the names of `config` resolved, those that can be.
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, registry: Arc<Registry>) -> Self {
         let (sender, found) = mpsc::unbounded_channel();
-        let mut this = Self { names: Names::default(), checks: Vec::new(), found, resolver: None, sender };
+        let (names, checks, rules) = (Names::default(), Vec::new(), config.upstreams.clone());
+        let mut this = Self { names, checks, config: rules, registry, found, sender };
         this.resolve_new(config);
         this
     }
 
     /// Resolves names that `config` has for the first time. Blocks for as long as a start may.
     pub fn resolve_new(&mut self, config: &Config) {
-        self.names.resolve_new(backends(config), PATIENCE);
+        self.names.resolve_new(backends(config), PATIENCE, &config.upstreams);
     }
 
     pub fn names(&self) -> &Names {
@@ -80,32 +80,47 @@ impl Upkeep {
             self.checks.push(Check { endpoint, check, task });
         }
         self.names.retain(|backend| backends(&snapshot.config).any(|used| used == backend));
-        if let Some(resolver) = self.resolver.take() {
-            resolver.abort();
+        let config = &snapshot.config.upstreams;
+        if (&config.resolver, config.resolve_every) != (&self.config.resolver, self.config.resolve_every) {
+            self.names.expire(Instant::now());
         }
-        let names: Vec<Backend> = backends(&snapshot.config)
-            .filter(|backend| resolve::literal(backend).is_none())
-            .cloned()
-            .collect();
-        if !names.is_empty() {
-            let unresolved = snapshot.clusters.iter().any(|cluster| !cluster.unresolved.is_empty());
-            let every = snapshot.config.upstreams.resolve_every;
-            let every = if unresolved { every.min(SOON) } else { every };
-            self.resolver = Some(tokio::spawn(look_up(names, every, self.sender.clone())).abort_handle());
+        self.config = config.clone();
+        *self.registry.resolutions() = self.names.resolutions();
+    }
+
+    /// Waits until a name leads elsewhere, and has them looked up meanwhile.
+    pub async fn moved(&mut self) {
+        loop {
+            let next = self.names.next_due();
+            let due = async {
+                match next {
+                    Some(next) => tokio::time::sleep_until(next.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // The sender is our own as well, so there is always one.
+                Some((of, found)) = self.found.recv() => {
+                    let moved = self.names.learn(of, found, Instant::now(), &self.config);
+                    *self.registry.resolutions() = self.names.resolutions();
+                    if moved {
+                        return;
+                    }
+                }
+                () = due => self.look_up(),
+            }
         }
     }
 
-    /// Waits until a name leads elsewhere.
-    pub async fn moved(&mut self) {
-        loop {
-            // The sender is our own as well.
-            let Some(found) = self.found.recv().await else { std::future::pending().await };
-            let before = self.names.clone();
-            for (backend, addresses) in found {
-                self.names.learn(backend, addresses);
-            }
-            if self.names != before {
-                return;
+    fn look_up(&mut self) {
+        for due in self.names.due(Instant::now()) {
+            let to = self.sender.clone();
+            let started = resolve::start(due.clone(), self.config.resolver.clone(), move |found| {
+                // The receiver is gone when the process ends.
+                let _ = to.send(found);
+            });
+            if let Err(error) = started {
+                let _ = self.sender.send((due, Err(Failure::System(error))));
             }
         }
     }
@@ -114,21 +129,4 @@ impl Upkeep {
 /// Of all routes, with repetitions.
 fn backends(config: &Config) -> impl Iterator<Item = &Backend> {
     config.routes.iter().flat_map(|route| &route.cluster.members).map(|member| &member.backend)
-}
-
-/// Tells at each interval what `names` are now.
-async fn look_up(names: Vec<Backend>, every: Duration, to: mpsc::UnboundedSender<Vec<Found>>) {
-    loop {
-        tokio::time::sleep(every).await;
-        let mut lookups = JoinSet::new();
-        for name in names.iter().cloned() {
-            lookups.spawn_blocking(move || {
-                let addresses = resolve::lookup(&name);
-                (name, addresses)
-            });
-        }
-        if to.send(lookups.join_all().await).is_err() {
-            return;
-        }
-    }
 }

@@ -105,6 +105,42 @@ const FAULTS: &[faults::Fault] = &[
             "1:148: upstream.retry_percent: must be a whole number from 0 to 100, is the number 101",
         ],
     ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "upstream": {"resolver": []}}"#,
+        &[r#"1:77: upstream.resolver: is empty: name a server, or leave it out to ask those of the host"#],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "upstream": {"resolver": "10.0.0.2"}}"#,
+        &[
+            r#"1:77: upstream.resolver: must be a list such as ["10.0.0.2", "10.0.0.3:5353"], is the string "10.0.0.2""#,
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "upstream": {"resolver": [53]}}"#,
+        &[
+            r#"1:78: upstream.resolver[0]: must be an IP address such as "10.0.0.2" or "10.0.0.3:5353", is the number 53"#,
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "upstream": {"resolver": ["dns.test"]}}"#,
+        &[
+            r#"1:78: upstream.resolver[0]: "dns.test" is no address of a name server: write one like "10.0.0.2", "10.0.0.2:5353" or "[fd00::2]:5353""#,
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "upstream": {"resolver": ["10.0.0.2:0"]}}"#,
+        &[
+            r#"1:78: upstream.resolver[0]: "10.0.0.2:0" is no address of a name server: write one like "10.0.0.2", "10.0.0.2:5353" or "[fd00::2]:5353""#,
+        ],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "upstream": {"resolver": ["::1", "[::1]:53"]}}"#,
+        &[r#"1:85: upstream.resolver[1]: stands in this list already: remove it"#],
+    ),
+    (
+        r#"{"routes": [{"path": "/", "backend": "http://a"}], "upstream": {"resolver": ["::1", "::2", "::3", "::4", "::5", "::6", "::7", "::8", "::9"]}}"#,
+        &[r#"1:77: upstream.resolver: has 9 servers, and 8 is the most: leave some out"#],
+    ),
 ];
 
 #[test]

@@ -233,12 +233,12 @@ fn every_address_of_a_name_is_an_endpoint_and_one_that_moves_is_followed() {
 }
 
 /// Backends at one port of several addresses; each answers with its own.
-struct Listeners {
-    port: u16,
+pub struct Listeners {
+    pub port: u16,
 }
 
 impl Listeners {
-    fn on<const N: usize>(addresses: [&'static str; N]) -> Self {
+    pub fn on<const N: usize>(addresses: [&'static str; N]) -> Self {
         // A port that is free on the first may be taken on another.
         let bound = (0..100).find_map(|_| {
             let first = TcpListener::bind((addresses[0], 0)).ok()?;

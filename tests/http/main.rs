@@ -21,6 +21,7 @@ mod identity;
 mod limits;
 mod metrics;
 mod mutations;
+mod names;
 mod overload;
 mod paths;
 mod quick_start;

@@ -12,6 +12,7 @@ pub mod kernel;
 pub mod log;
 pub mod message;
 pub mod metrics;
+pub mod name_server;
 pub mod redis;
 pub mod upstream;
 
@@ -23,6 +24,7 @@ pub use crowd::{Crowd, Fate};
 pub use faulty::{Fault, Restartable};
 pub use gateway::{Exit, Gateway, Told};
 pub use message::Message;
+pub use name_server::{NameServer, Says};
 pub use upstream::{Conn, Upstream};
 
 /// How long anything that is waited for may take before the test fails.

@@ -200,6 +200,7 @@ fn stats(state: &State) -> serde_json::Value {
         "drain": drain,
         "routes": routes,
         "upstreams": upstreams::stats(state),
+        "names": upstreams::name_stats(state),
         "limit_store": store::stats(state),
     })
 }

@@ -69,6 +69,7 @@ pub fn render(state: &State, families: &mut Vec<MetricFamily>) {
     ]);
     health(state, families);
     budgets(state, families);
+    names(state, families);
 }
 
 fn health(state: &State, families: &mut Vec<MetricFamily>) {
@@ -149,6 +150,40 @@ fn budgets(state: &State, families: &mut Vec<MetricFamily>) {
             refused,
         ),
     ]);
+}
+
+fn names(state: &State, families: &mut Vec<MetricFamily>) {
+    let (mut resolutions, mut failures) = (Vec::new(), Vec::new());
+    for (name, of) in state.registry.resolutions().iter() {
+        let upstream = ("upstream", name.as_str());
+        resolutions.push(counter(&[upstream], of.answered));
+        failures.extend(
+            of.failures.iter().map(|(reason, count)| counter(&[upstream, ("reason", reason)], *count)),
+        );
+    }
+    families.extend([
+        family(
+            "gateway_upstream_resolutions_total",
+            "Times that the name was resolved.",
+            MetricType::COUNTER,
+            resolutions,
+        ),
+        family(
+            "gateway_upstream_failed_resolutions_total",
+            "Times that it was not, and why.",
+            MetricType::COUNTER,
+            failures,
+        ),
+    ]);
+}
+
+/// Names in `/stats`.
+pub fn name_stats(state: &State) -> serde_json::Value {
+    let resolutions = state.registry.resolutions();
+    let rows = resolutions.iter().map(|(name, of)| {
+        (name.clone(), json!({ "answered": of.answered, "failures": of.failures, "failing": of.failing }))
+    });
+    serde_json::Value::Object(rows.collect())
 }
 
 /// The part of `/stats`.

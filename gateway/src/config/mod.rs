@@ -341,7 +341,10 @@ pub struct Upstreams {
     pub keepalive: Duration,
     /// How long bytes may go unacknowledged.
     pub user_timeout: Duration,
-    pub resolve_every: Duration,
+    /// Name servers; none: those of the host.
+    pub resolver: Vec<SocketAddr>,
+    /// Between look-ups of a name at most; `None`: as long as answers hold.
+    pub resolve_every: Option<Duration>,
     /// How long an endpoint that joins or comes back takes to get its whole share.
     pub slow_start: Duration,
     /// Where a smaller part of the endpoints is well, all are asked; in (0, 1).

@@ -2,6 +2,7 @@
 //!
 //! Part of `file`, which calls it.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::document::{Node, Object};
@@ -13,6 +14,8 @@ const MAX_ENDPOINTS: usize = 256;
 const MAX_WEIGHT: u64 = 100;
 const MAX_ATTEMPTS: u64 = 10;
 const MAX_PROBES: u64 = 100;
+const MAX_NAME_SERVERS: usize = 8;
+const DNS_PORT: u16 = 53;
 const MAX_BODY_BYTES: u64 = 16 << 20;
 
 const POLICIES: [(&str, Policy); 3] = [
@@ -200,6 +203,41 @@ pub(super) fn circuit_breaker(keys: &mut Object<'_>) -> CircuitBreaker {
     }
 }
 
+fn resolver(node: &Node<'_>) -> Option<Vec<SocketAddr>> {
+    let nodes = node.list("a list such as [\"10.0.0.2\", \"10.0.0.3:5353\"]")?;
+    if nodes.is_empty() {
+        return node.fault("is empty: name a server, or leave it out to ask those of the host");
+    }
+    if nodes.len() > MAX_NAME_SERVERS {
+        return node.fault(format!(
+            "has {} servers, and {MAX_NAME_SERVERS} is the most: leave some out",
+            nodes.len()
+        ));
+    }
+    let mut servers = Vec::with_capacity(nodes.len());
+    for node in &nodes {
+        match node.string("an IP address such as \"10.0.0.2\" or \"10.0.0.3:5353\"", name_server) {
+            Some(server) if servers.contains(&server) => {
+                node.fault::<()>("stands in this list already: remove it");
+            }
+            server => servers.extend(server),
+        }
+    }
+    Some(servers)
+}
+
+/// An address, with or without a port.
+fn name_server(text: &str) -> Result<SocketAddr, String> {
+    let addr = match text.parse::<IpAddr>() {
+        Ok(ip) => Ok(SocketAddr::new(ip, DNS_PORT)),
+        Err(_) => text.parse::<SocketAddr>().map_err(|_| ()),
+    };
+    addr.ok().filter(|addr| addr.port() != 0).ok_or_else(|| {
+        let examples = "\"10.0.0.2\", \"10.0.0.2:5353\" or \"[fd00::2]:5353\"";
+        format!("{} is no address of a name server: write one like {examples}", value::quote(text))
+    })
+}
+
 pub(super) fn upstreams(keys: &mut Object<'_>) -> Upstreams {
     let seconds = Duration::from_secs;
     Upstreams {
@@ -213,7 +251,8 @@ pub(super) fn upstreams(keys: &mut Object<'_>) -> Upstreams {
             Some(keepalive)
         }),
         user_timeout: keys.or("user_timeout", seconds(30), Node::duration),
-        resolve_every: keys.or("resolve_every", seconds(5), Node::duration),
+        resolver: keys.or("resolver", Vec::new(), resolver),
+        resolve_every: keys.optional("resolve_every", Node::duration),
         slow_start: keys.or("slow_start", seconds(10), Node::duration),
         panic_threshold: keys.or("panic_threshold", 0.5, Node::fraction),
         ejection: keys.or("ejection", true, Node::boolean),

@@ -10,6 +10,7 @@ pub mod budget;
 mod chunked;
 pub mod cluster;
 pub mod dice;
+pub mod dns;
 mod endpoint;
 pub mod health;
 pub mod hop;
