@@ -15,8 +15,6 @@ use tracing_subscriber::EnvFilter;
 /// Where the configuration is looked for when none is named.
 const DEFAULT_FILES: [&str; 2] = ["config/gateway.json", "/etc/gateway/gateway.json"];
 
-const INVALID_CONFIG: u8 = 1;
-const UNREADABLE_CONFIG: u8 = 2;
 const CANNOT_START: u8 = 3;
 
 /// An API gateway. Without a verb it runs.
@@ -48,7 +46,7 @@ enum Verb {
         upgrade: bool,
     },
     /// Read the configuration and say what is wrong with it.
-    Check,
+    Check(cli::Check),
     /// Say what this host can do for the kernel half, and what to do about the rest.
     Doctor(cli::Doctor),
     /// Say what would happen to a source now, and why.
@@ -79,31 +77,26 @@ fn main() -> ExitCode {
             "gateway: no configuration: neither {} is there; name one with --config",
             DEFAULT_FILES.join(" nor ")
         );
-        return UNREADABLE_CONFIG.into();
+        return config::UNREADABLE.into();
     };
+    if let Some(Verb::Check(verb)) = arguments.verb {
+        return verb.run(&file);
+    }
     let source = Source::new(file, arguments.iface, arguments.no_kernel);
     let config = match source.load() {
         Ok(config) => config,
         Err(error) => {
             eprintln!("{error}");
-            return match error {
-                config::Error::Invalid { .. } => INVALID_CONFIG,
-                config::Error::Unreadable { .. } => UNREADABLE_CONFIG,
-            }
-            .into();
+            return error.exit_code().into();
         }
     };
     match arguments.verb.unwrap_or(Verb::Run { upgrade: false }) {
         Verb::Run { upgrade } => run(config, source, upgrade),
-        Verb::Check => {
-            println!("{}: valid, {} routes", source.file.display(), config.routes.len());
-            ExitCode::SUCCESS
-        }
         Verb::Doctor(verb) => verb.run(&config),
         Verb::Explain(verb) => verb.run(&config),
         Verb::Allow(verb) => verb.run(List::Allow, &config),
         Verb::Deny(verb) => verb.run(List::Deny, &config),
-        Verb::Syncookies => unreachable!("it needs no configuration, so it has gone its way above"),
+        Verb::Check(_) | Verb::Syncookies => unreachable!("they have gone their way above"),
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Each prints what it found: lines for people, one JSON document with `--json`.
 
+mod check;
 mod doctor;
 mod explain;
 mod list;
@@ -17,6 +18,7 @@ use crate::config::{self, Config};
 use crate::control::{self, Answer, Request};
 use crate::lists::List;
 
+pub use check::Check;
 pub use doctor::Doctor;
 
 /// The gateway said no.

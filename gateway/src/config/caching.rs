@@ -98,20 +98,20 @@ pub(super) fn route(keys: &mut Object<'_>, share: usize) -> RouteCache {
         store_set_cookie: keys.or("store_set_cookie", false, Node::boolean),
         key: KeyParts {
             query: keys.section("key_query", query),
-            headers: keys.or("key_headers", Vec::new(), |node| {
+            headers: keys.or_empty("key_headers", |node| {
                 distinct(node, "a name such as \"Accept-Language\"", value::header)
             }),
             cookies: keys.optional("key_cookies", names),
         },
-        bypass: keys.or("bypass", Vec::new(), conditions),
-        no_store: keys.or("no_store", Vec::new(), conditions),
+        bypass: keys.or_empty("bypass", conditions),
+        no_store: keys.or_empty("no_store", conditions),
     }
 }
 
 fn query(keys: &mut Object<'_>) -> Query {
     Query {
         keep: keys.optional("keep", names),
-        ignore: keys.or("ignore", Vec::new(), names),
+        ignore: keys.or_empty("ignore", names),
         sort: keys.or("sort", false, Node::boolean),
     }
 }

@@ -12,23 +12,40 @@ use std::time::Duration;
 use std::{fmt, str};
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::error::{Error, Fault};
+use super::error::{Error, Excerpt, Fault};
 use super::value::{self, quote};
+use super::written::{Written, fill};
+
+/// A document that was read, and what there is to say about it.
+pub struct Reading<T> {
+    pub value: T,
+    /// What is no fault and hardly meant.
+    pub warnings: Vec<Fault>,
+    /// The document with every default filled in; `Null` unless it was asked for.
+    pub effective: Value,
+}
 
 /// Reads the top-level object with `read`; any fault anywhere is an error.
 pub(super) fn read<T>(
     bytes: &[u8],
     file: &Path,
+    effective: bool,
     read: impl FnOnce(&mut Object<'_>) -> Option<T>,
-) -> Result<T, Error> {
-    let (text, faults) = (str::from_utf8(bytes), RefCell::default());
+) -> Result<Reading<T>, Error> {
+    let text = str::from_utf8(bytes);
     let valid = text.unwrap_or_else(|e| {
         str::from_utf8(&bytes[..e.valid_up_to()]).expect("valid up to there, says the first pass")
     });
     // Some editors on Windows begin a file with a byte order mark.
-    let document = Document { text: valid.strip_prefix('\u{feff}').unwrap_or(valid), faults };
+    let document = Document {
+        text: valid.strip_prefix('\u{feff}').unwrap_or(valid),
+        faults: RefCell::default(),
+        warnings: RefCell::default(),
+        defaults: effective.then(RefCell::default),
+    };
     let result = if text.is_ok() {
         document.root().and_then(|root| root.object(read)).flatten()
     } else {
@@ -36,16 +53,24 @@ pub(super) fn read<T>(
         None
     };
     match result {
-        Some(result) if document.faults.borrow().is_empty() => Ok(result),
-        _ => Err(Error::Invalid { file: file.to_owned(), faults: document.faults() }),
+        Some(value) if document.faults.borrow().is_empty() => {
+            let warnings = document.placed(&document.warnings);
+            Ok(Reading { value, warnings, effective: document.effective() })
+        }
+        _ => Err(Error::Invalid { file: file.to_owned(), faults: document.placed(&document.faults) }),
     }
 }
 
 struct Document<'a> {
     text: &'a str,
-    /// Byte offset, key, message.
-    faults: RefCell<Vec<(usize, String, String)>>,
+    faults: RefCell<Vec<Remark>>,
+    warnings: RefCell<Vec<Remark>>,
+    /// Where it is wanted: each key that is not there, and what holds instead.
+    defaults: Option<RefCell<Vec<(String, Value)>>>,
 }
+
+/// Byte offset, key, message.
+type Remark = (usize, String, String);
 
 impl<'a> Document<'a> {
     fn root(&self) -> Option<Node<'_>> {
@@ -87,8 +112,8 @@ impl<'a> Document<'a> {
         self.faults.borrow_mut().push((offset, key.to_owned(), message.into()));
     }
 
-    fn faults(&self) -> Vec<Fault> {
-        let mut faults = self.faults.borrow().clone();
+    fn placed(&self, remarks: &RefCell<Vec<Remark>>) -> Vec<Fault> {
+        let mut faults = remarks.borrow().clone();
         faults.sort_by_key(|&(offset, ..)| offset);
         // Each is counted on from the one before it, so that many faults cost one pass over the text.
         let (mut counted, mut line, mut column) = (0, 1, 1);
@@ -101,9 +126,20 @@ impl<'a> Document<'a> {
                 column += between.chars().count();
             }
             counted = offset;
-            Fault { line, column, key, message }
+            let excerpt = Excerpt::of(self.text, offset);
+            Fault { line, column, key, message, excerpt }
         });
         positioned.collect()
+    }
+
+    fn effective(&self) -> Value {
+        let Some(defaults) = &self.defaults else { return Value::Null };
+        let mut effective = serde_json::from_str(self.text).unwrap_or_default();
+        // What was said last holds.
+        for (path, value) in defaults.borrow_mut().drain(..).rev() {
+            fill(&mut effective, &path, value);
+        }
+        effective
     }
 
     /// Line and column, both from 1; columns are characters.
@@ -149,6 +185,12 @@ impl<'a> Node<'a> {
             Ok(text) => parse(&text).map_or_else(|refused| self.fault(refused), Some),
             Err(_) => self.fault("is no valid string: a \\u escape stands for half a character"),
         }
+    }
+
+    /// A word of `known`; `what` is what such words are called.
+    pub(super) fn choice<T: Clone>(&self, what: &str, known: &[(&str, T)]) -> Option<T> {
+        let names: Vec<_> = known.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+        self.string(&format!("one of {}", names.join(", ")), |text| value::one_of(text, what, known))
     }
 
     pub(super) fn boolean(&self) -> Option<bool> {
@@ -271,13 +313,45 @@ impl<'a> Object<'a> {
         self.ask(key).and_then(read)
     }
 
-    pub(super) fn or<T>(
+    pub(super) fn or<T: Written>(
         &mut self,
         key: &'static str,
         default: T,
         read: impl FnOnce(&Node<'a>) -> Option<T>,
     ) -> T {
+        self.note(key, &default);
         self.optional(key, read).unwrap_or(default)
+    }
+
+    /// A list that is empty where it is absent.
+    pub(super) fn or_empty<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&Node<'a>) -> Option<Vec<T>>,
+    ) -> Vec<T> {
+        self.note(key, &Vec::new());
+        self.optional(key, read).unwrap_or_default()
+    }
+
+    /// A word of `known`, one of which stands for `default`.
+    pub(super) fn choice<T: Clone + PartialEq>(
+        &mut self,
+        key: &'static str,
+        default: T,
+        what: &str,
+        known: &[(&str, T)],
+    ) -> T {
+        if let Some((name, _)) = known.iter().find(|(_, value)| *value == default) {
+            self.note(key, name);
+        }
+        self.optional(key, |node| node.choice(what, known)).unwrap_or(default)
+    }
+
+    /// Says what holds where the key is absent; the last word counts.
+    pub(super) fn note(&self, key: &str, default: &impl Written) {
+        if let Some(defaults) = &self.document.defaults {
+            defaults.borrow_mut().push((self.path(key), default.written()));
+        }
     }
 
     /// `example` is the JSON value that the fault proposes when the key is missing.
@@ -323,6 +397,21 @@ impl<'a> Object<'a> {
         match self.entries.get(key) {
             Some(entry) => drop(entry.node.fault::<()>(message)),
             None => self.document.fault(self.start, &self.key, message),
+        }
+    }
+
+    /// Records that the value at `key` is hardly meant, if there is one.
+    pub(super) fn warn(&self, key: &str, message: impl Into<String>) {
+        if let Some(Entry { node, .. }) = self.entries.get(key) {
+            let offset = self.document.offset(node.raw);
+            self.document.warnings.borrow_mut().push((offset, node.key.clone(), message.into()));
+        }
+    }
+
+    /// The same of the object itself, if it has any key.
+    pub(super) fn warn_all(&self, message: impl Into<String>) {
+        if !self.entries.is_empty() {
+            self.document.warnings.borrow_mut().push((self.start, self.key.clone(), message.into()));
         }
     }
 

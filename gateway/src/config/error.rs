@@ -16,6 +16,19 @@ pub enum Error {
     Invalid { file: PathBuf, faults: Vec<Fault> },
 }
 
+/// Exit codes of whoever was to read it.
+pub const INVALID: u8 = 1;
+pub const UNREADABLE: u8 = 2;
+
+impl Error {
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Invalid { .. } => INVALID,
+            Self::Unreadable { .. } => UNREADABLE,
+        }
+    }
+}
+
 /// One thing to mend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -27,6 +40,33 @@ pub struct Fault {
     pub key: String,
     /// What is wrong and what to do.
     pub message: String,
+    pub excerpt: Excerpt,
+}
+
+/// The line where a fault stands, as much of it as a terminal shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Excerpt {
+    /// Without tabs and what else moves a cursor.
+    pub text: String,
+    /// Characters of `text` before the fault.
+    pub before: usize,
+}
+
+impl Excerpt {
+    pub(super) fn of(text: &str, offset: usize) -> Self {
+        const BEFORE_CHARS: usize = 60;
+        const AFTER_CHARS: usize = 40;
+        let same_line = |c: &char| *c != '\n';
+        let shown = |c: char| if c.is_control() { ' ' } else { c };
+        let before = text[..offset].chars().rev().take_while(same_line).take(BEFORE_CHARS);
+        let after = text[offset..].chars().take_while(same_line).take(AFTER_CHARS);
+        let mut line: Vec<char> = before.collect();
+        line.reverse();
+        let before = line.len();
+        line.extend(after);
+        let text: String = line.into_iter().map(shown).collect();
+        Self { text: text.trim_end().to_owned(), before }
+    }
 }
 
 impl fmt::Display for Fault {

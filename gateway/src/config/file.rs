@@ -10,9 +10,10 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
+use http::Method;
 use ipnet::IpNet;
 
-use super::document::{self, Node, Object};
+use super::document::{self, Node, Object, Reading};
 use super::{
     Config, Control, Error, Escalation, HeadLimits, Kernel, KernelMode, ListenAddr, Priority, RateLimit,
     Route, Timeouts, caching, kernel, limits, overload, upstreams, value,
@@ -27,13 +28,21 @@ pub(super) const ANY_COUNT: std::ops::RangeInclusive<u64> = 1..=u32::MAX as u64;
 
 /// Reads and validates `path`.
 pub fn load(path: &Path) -> Result<Config, Error> {
-    let bytes = fs::read(path).map_err(|source| Error::Unreadable { file: path.to_owned(), source })?;
-    document::read(&bytes, path, config)
+    document::read(&bytes(path)?, path, false, config).map(|reading| reading.value)
+}
+
+/// The same, with warnings and with every default as a document.
+pub fn examine(path: &Path) -> Result<Reading<Config>, Error> {
+    document::read(&bytes(path)?, path, true, config)
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|source| Error::Unreadable { file: path.to_owned(), source })
 }
 
 /// Validates `text`; `file` is what its faults are reported under.
 pub fn parse(text: &str, file: impl AsRef<Path>) -> Result<Config, Error> {
-    document::read(text.as_bytes(), file.as_ref(), config)
+    document::read(text.as_bytes(), file.as_ref(), false, config).map(|reading| reading.value)
 }
 
 fn config(keys: &mut Object<'_>) -> Option<Config> {
@@ -45,7 +54,7 @@ fn config(keys: &mut Object<'_>) -> Option<Config> {
         keys.fault(key, format!("proxy ({listen}) and metrics ({metrics}) share a port: give each its own"));
     }
     let workers = keys.optional("workers", |node| node.integer(1..=MAX_WORKERS));
-    let trusted_proxies = keys.or("trusted_proxies", Vec::new(), networks);
+    let trusted_proxies = keys.or_empty("trusted_proxies", networks);
     let proxy_protocol = keys.or("proxy_protocol", false, Node::boolean);
     if proxy_protocol && trusted_proxies.is_empty() {
         keys.fault(
@@ -86,6 +95,8 @@ fn config(keys: &mut Object<'_>) -> Option<Config> {
     if !has_budget && let Some((per_second, burst)) = kernel::budget(&config) {
         config.kernel.connections_per_second = per_second;
         config.kernel.connection_burst = burst;
+        keys.note("kernel.connections_per_second", &per_second);
+        keys.note("kernel.burst", &burst);
     }
     Some(config)
 }
@@ -132,14 +143,22 @@ fn route(keys: &mut Object<'_>, rate_limit: Option<&RateLimit>, share: usize) ->
         }
         Some(distinct(&names, "a method such as \"GET\"", value::method))
     });
+    if methods.as_ref().is_some_and(|methods| methods.iter().all(|method| *method == Method::CONNECT)) {
+        keys.warn("methods", "no request comes here: CONNECT is refused before any route is looked for");
+    }
     let timeout = keys.or("timeout_seconds", Duration::from_secs(30), Node::duration);
     let preserve_host = keys.or("preserve_host", true, Node::boolean);
     let rate_limit_per_minute = keys.optional("rate_limit_per_minute", |node| node.integer(ANY_COUNT));
     let burst_size = keys.optional("burst_size", |node| node.integer(ANY_COUNT));
-    let rate_limits = keys.or("rate_limits", Vec::new(), |node| {
+    let rate_limits = keys.or_empty("rate_limits", |node| {
         limits::rules(node, rate_limit, rate_limit.and_then(|section| section.store.as_ref()))
     });
     let default_rate = rate_limit.and_then(|section| section.default_rate_per_minute);
+    if rate_limit.is_some_and(|section| !section.enabled) {
+        for key in ["rate_limit_per_minute", "rate_limits"] {
+            keys.warn(key, "has no effect: `rate_limit.enabled` is false");
+        }
+    }
     // A route that lists rules of its own has no need of the default.
     let has_rate = keys.has("rate_limit_per_minute") || default_rate.is_some() && rate_limits.is_empty();
     if burst_size.is_some() && !has_rate {
@@ -148,14 +167,17 @@ fn route(keys: &mut Object<'_>, rate_limit: Option<&RateLimit>, share: usize) ->
             "belongs to a rate, and the route has none: add rate_limit_per_minute to it",
         );
     }
-    let priority = keys.or("priority", Priority::Normal, overload::priority);
+    let priority = keys.choice("priority", Priority::Normal, "priority", &overload::PRIORITIES);
     let max_concurrent = keys.optional("max_concurrent", |node| node.integer(ANY_COUNT));
     let max_concurrent_per_client =
         keys.optional("max_concurrent_per_client", |node| node.integer(ANY_COUNT));
     let enable_cache = keys.or("enable_cache", false, Node::boolean);
     let coalesce = keys.optional("coalesce", Node::boolean);
     let cache = keys.section("cache", |keys| caching::route(keys, share));
-    let health_check = keys.or("health_check", None, upstreams::health_check);
+    if !enable_cache && coalesce != Some(true) {
+        keys.warn("cache", "has no effect: the route has no \"enable_cache\": true");
+    }
+    let health_check = keys.optional("health_check", upstreams::health_check).flatten();
     let several = cluster.as_ref().is_some_and(|cluster| cluster.members.len() > 1);
     let retry = keys.section("retry", |keys| upstreams::retry(keys, several));
     Some(Route {
@@ -202,31 +224,29 @@ fn head(keys: &mut Object<'_>) -> HeadLimits {
 /// And whether it says how many connections a source may open.
 fn kernel_section(keys: &mut Object<'_>) -> (Kernel, bool) {
     let has_budget = keys.has("connections_per_second") || keys.has("burst");
+    keys.note("monitor", &false);
+    let monitored = keys.optional("monitor", kernel::monitored).unwrap_or(0);
     let kernel = Kernel {
-        interfaces: keys.or("interfaces", Vec::new(), |node| {
+        interfaces: keys.or_empty("interfaces", |node| {
             let names = node.list("a list such as [\"eth0\"]")?;
             Some(distinct(&names, "a name such as \"eth0\"", value::interface))
         }),
-        mode: keys.or("mode", KernelMode::Auto, |node| {
-            node.string("one of \"auto\", \"driver\", \"generic\", \"tc\"", value::kernel_mode)
-        }),
+        mode: keys.choice("mode", KernelMode::Auto, "mode", &value::KERNEL_MODES),
         connections_per_second: keys
             .or("connections_per_second", 500, |node| node.integer(1..=MAX_CONNECTIONS)),
         connection_burst: keys.or("burst", 2000, |node| node.integer(1..=MAX_CONNECTIONS)),
         ipv6_prefix: keys.or("ipv6_prefix", 64, |node| node.integer(1..=128)),
-        allow: keys.or("allow", Vec::new(), networks),
-        deny: keys.or("deny", Vec::new(), networks),
+        allow: keys.or_empty("allow", networks),
+        deny: keys.or_empty("deny", networks),
         allow_listed: Vec::new(),
         deny_listed: Vec::new(),
-        monitored: keys.or("monitor", 0, kernel::monitored),
+        monitored,
         new_sources_per_second: keys
             .or("new_sources_per_second", 2000, |node| node.integer(1..=MAX_CONNECTIONS)),
         cookies: keys.or("cookies", true, Node::boolean),
         strict_fragments: keys.or("strict_fragments", true, Node::boolean),
         ceiling: kernel::ceiling(keys),
-        escalation: keys.or("escalation", Escalation::Slow, |node| {
-            node.string("one of \"off\", \"slow\", \"drop\"", kernel::escalation)
-        }),
+        escalation: keys.choice("escalation", Escalation::Slow, "escalation", &kernel::ESCALATIONS),
         shedding: keys.or("shedding", true, Node::boolean),
         persist: keys.optional("persist", |node| {
             node.string("a folder such as \"/sys/fs/bpf/gateway\"", value::file_path)
@@ -234,6 +254,12 @@ fn kernel_section(keys: &mut Object<'_>) -> (Kernel, bool) {
         trusted: Vec::new(),
         client_ipv6_prefix: 64,
     };
+    if kernel.interfaces.is_empty() {
+        keys.warn_all("has no effect unless --iface names an interface, for `interfaces` is empty");
+    }
+    for network in kernel::in_vain(&kernel.allow, &kernel.deny) {
+        keys.warn("deny", format!("{network} has no effect: `allow` has all of it, and is stronger"));
+    }
     (kernel, has_budget)
 }
 

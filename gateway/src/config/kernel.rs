@@ -36,7 +36,7 @@ pub struct Listed {
     pub watched: bool,
 }
 
-const ESCALATIONS: [(&str, Escalation); 3] =
+pub(super) const ESCALATIONS: [(&str, Escalation); 3] =
     [("off", Escalation::Off), ("slow", Escalation::Slow), ("drop", Escalation::Drop)];
 
 /// Connections a client may open for each request that its limit lets through.
@@ -45,18 +45,6 @@ const PER_REQUEST: u64 = 4;
 const LEAST_PER_SECOND: u64 = 100;
 const LEAST_BURST: u64 = 500;
 const MOST: u64 = super::file::MAX_CONNECTIONS;
-
-pub(super) fn escalation(text: &str) -> Result<Escalation, String> {
-    if let Some((_, escalation)) = ESCALATIONS.iter().find(|(name, _)| *name == text) {
-        return Ok(*escalation);
-    }
-    let names = ESCALATIONS.map(|(name, _)| name);
-    let advice = match closest(text, &names) {
-        Some(near) => format!("did you mean \"{near}\"?"),
-        None => format!("known are {}", names.join(", ")),
-    };
-    Err(format!("unknown escalation {}: {advice}", quote(text)))
-}
 
 /// The set of verdicts that are only counted: all, none, or those of a list.
 pub(super) fn monitored(node: &Node<'_>) -> Option<u32> {

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use super::document::{Node, Object};
 use super::file::ANY_COUNT;
-use super::value::{closest, one_of, quote};
+use super::value::{closest, quote};
 use super::{
     CONCURRENCY, DEFAULT_LIMIT_FIELDS, DEFAULT_MAX_KEYS, DEFAULT_RULE, DEFAULT_SHARDS, LimitFields, LimitKey,
     LimitPeriod, LimitRule, MAX_LIMIT_RULES, RateLimit, Store, store,
@@ -44,11 +44,9 @@ pub(super) fn section(keys: &mut Object<'_>) -> RateLimit {
             node.fault(format!("must be a power of two, is {shards}: write {below} or {above}"))
         }),
         max_keys: keys.or("max_keys", DEFAULT_MAX_KEYS, |node| node.integer(MAX_KEYS)),
-        rules: keys.or("rules", Vec::new(), |node| rules(node, None, store.as_ref())),
+        rules: keys.or_empty("rules", |node| rules(node, None, store.as_ref())),
         max_concurrent_per_client: keys.optional("max_concurrent_per_client", |node| node.integer(ANY_COUNT)),
-        fields: keys.or("fields", DEFAULT_LIMIT_FIELDS, |node| {
-            node.string("one of \"always\", \"near\", \"refused\"", |text| one_of(text, "choice", &FIELDS))
-        }),
+        fields: keys.choice("fields", DEFAULT_LIMIT_FIELDS, "choice", &FIELDS),
         legacy_fields: keys.or("legacy_fields", false, Node::boolean),
         store,
     };
@@ -94,11 +92,7 @@ pub(super) fn rules(
 fn rule(keys: &mut Object<'_>, store: Option<&Store>) -> Option<LimitRule> {
     let name = keys.required("name", "\"daily\"", |node| node.string("a name such as \"daily\"", name));
     let limit = keys.required("limit", "1000", |node| node.integer(ANY_COUNT));
-    let period = keys.required("per", "\"minute\"", |node| {
-        node.string("one of \"second\", \"minute\", \"hour\", \"day\"", |text| {
-            one_of(text, "period", &PERIODS)
-        })
-    });
+    let period = keys.required("per", "\"minute\"", |node| node.choice("period", &PERIODS));
     let burst: Option<u32> = keys.optional("burst", |node| node.integer(ANY_COUNT));
     if let (Some(burst), Some(limit)) = (burst, limit)
         && burst > limit
@@ -108,7 +102,8 @@ fn rule(keys: &mut Object<'_>, store: Option<&Store>) -> Option<LimitRule> {
             format!("is more than the limit of {limit}: write less, or the same rate over a longer period"),
         );
     }
-    let key = keys.or("key", vec![LimitKey::Client], |node| match node.is_list() {
+    keys.note("key", &"client");
+    let key = keys.optional("key", |node| match node.is_list() {
         false => Some(vec![node.string(A_KEY, key)?]),
         true => {
             let parts = node.list("a list of keys")?;
@@ -120,7 +115,15 @@ fn rule(keys: &mut Object<'_>, store: Option<&Store>) -> Option<LimitRule> {
     });
     let shadow = keys.or("shadow", false, Node::boolean);
     let cluster = store::rule(keys, limit, burst, store);
-    Some(LimitRule { name: name?, limit: limit?, period: period?, burst, key, shadow, cluster })
+    Some(LimitRule {
+        name: name?,
+        limit: limit?,
+        period: period?,
+        burst,
+        key: key.unwrap_or_else(|| vec![LimitKey::Client]),
+        shadow,
+        cluster,
+    })
 }
 
 const A_KEY: &str = "a key such as \"client\" or \"header:X-Tenant\"";

@@ -13,6 +13,7 @@ mod overload;
 mod store;
 mod upstreams;
 mod value;
+mod written;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -23,8 +24,9 @@ use http::{HeaderName, Method};
 use ipnet::IpNet;
 
 pub use caching::{Cache, Condition, KeyParts, Query, RouteCache};
-pub use error::{Error, Fault};
-pub use file::{load, parse};
+pub use document::Reading;
+pub use error::{Error, Excerpt, Fault, UNREADABLE};
+pub use file::{examine, load, parse};
 pub use kernel::{Ceiling, Escalation, Listed};
 pub use overload::{Connections, Overload, Priority};
 pub use store::{ClusterRule, OnFailure, Store, StoreServer};
@@ -415,11 +417,6 @@ pub enum KernelMode {
 }
 
 impl Config {
-    /// Networks of `kernel.deny` that never act, since `kernel.allow` has all of them.
-    pub fn denied_in_vain(&self) -> Vec<IpNet> {
-        kernel::in_vain(&self.kernel.allow, &self.kernel.deny).copied().collect()
-    }
-
     /// Shards of the table of rate limits' keys, and keys in it.
     pub fn limit_table(&self) -> (usize, usize) {
         let section = self.rate_limit.as_ref();

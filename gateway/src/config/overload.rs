@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::document::{Node, Object};
 use super::file::{ANY_COUNT, distinct};
-use super::value::{self, one_of};
+use super::value;
 
 const MAX_CONNECTIONS: u64 = 10_000_000;
 const MAX_QUEUE: u64 = 100_000;
@@ -14,7 +14,7 @@ const MAX_QUEUE: u64 = 100_000;
 const MEMORY_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 50;
 const MAX_BODY_RATE: u64 = 1 << 30;
 
-const PRIORITIES: [(&str, Priority); 3] =
+pub(super) const PRIORITIES: [(&str, Priority); 3] =
     [("low", Priority::Low), ("normal", Priority::Normal), ("high", Priority::High)];
 
 /// Which routes give way first.
@@ -62,7 +62,7 @@ pub(super) fn section(keys: &mut Object<'_>) -> Overload {
         queue: keys.or("queue", 100, |node| node.integer(0..=MAX_QUEUE)),
         queue_timeout: keys.or("queue_timeout", Duration::from_millis(100), Node::duration),
         max_delay: keys.or("max_delay", Duration::from_millis(50), Node::duration),
-        exempt_paths: keys.or("exempt_paths", Vec::new(), |node| {
+        exempt_paths: keys.or_empty("exempt_paths", |node| {
             let paths = node.list("a list such as [\"/healthz\"]")?;
             Some(distinct(&paths, "a path such as \"/healthz\"", value::route_path))
         }),
@@ -77,10 +77,6 @@ pub(super) fn connections(keys: &mut Object<'_>) -> Connections {
         max_requests: keys.optional("max_requests", |node| node.integer(ANY_COUNT)),
         min_body_rate: keys.or("min_body_rate", 240, |node| node.integer(0..=MAX_BODY_RATE)),
     }
-}
-
-pub(super) fn priority(node: &Node<'_>) -> Option<Priority> {
-    node.string("one of \"low\", \"normal\", \"high\"", |text| one_of(text, "priority", &PRIORITIES))
 }
 
 impl Overload {

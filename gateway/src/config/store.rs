@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::document::Object;
 use super::file::{ANY_COUNT, distinct};
-use super::value::{self, one_of, quote};
+use super::value::{self, quote};
 
 /// Longest that a request waits for the store, where the configuration is silent.
 const DEFAULT_WAIT: Duration = Duration::from_millis(2);
@@ -114,8 +114,11 @@ pub(super) fn section(keys: &mut Object<'_>) -> Option<Store> {
             }
         }
     }
+    let servers = servers?;
+    keys.note("store_wait", &DEFAULT_WAIT);
+    keys.note("gateways", &1_u32);
     Some(Store {
-        servers: servers?,
+        servers,
         password_file,
         wait: wait.unwrap_or(DEFAULT_WAIT),
         gateways: gateways.unwrap_or(1),
@@ -130,15 +133,11 @@ pub(super) fn rule(
     store: Option<&Store>,
 ) -> Option<ClusterRule> {
     let scopes = [("local", false), ("cluster", true)];
-    let scope = keys.optional("scope", |node| {
-        node.string("one of \"local\", \"cluster\"", |text| one_of(text, "scope", &scopes))
-    });
-    let lease = keys.or("lease", 1, |node| node.integer(ANY_COUNT));
-    let on_failure = keys.or("on_failure", OnFailure::Local, |node| {
-        node.string("one of \"local\", \"allow\", \"refuse\"", |text| {
-            one_of(text, "choice", &OnFailure::ALL.map(|how| (how.label(), how)))
-        })
-    });
+    let scope = keys.optional("scope", |node| node.choice("scope", &scopes));
+    let lease = keys.optional("lease", |node| node.integer(ANY_COUNT)).unwrap_or(1);
+    let choices = OnFailure::ALL.map(|how| (how.label(), how));
+    let on_failure = keys.optional("on_failure", |node| node.choice("choice", &choices));
+    let on_failure = on_failure.unwrap_or(OnFailure::Local);
     let shared = match scope {
         Some(shared) => shared,
         // One that nobody knows is fault enough.
@@ -167,6 +166,8 @@ pub(super) fn rule(
             format!("{gateways} gateways may hold more than the limit of {limit}: write less"),
         );
     }
+    keys.note("lease", &1_u32);
+    keys.note("on_failure", &OnFailure::Local.label());
     Some(ClusterRule { lease, on_failure })
 }
 

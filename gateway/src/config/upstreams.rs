@@ -59,11 +59,7 @@ fn cluster(keys: &mut Object<'_>) -> Option<Cluster> {
         }
         Some(members)
     });
-    let policy = keys.or("balancer", Policy::LeastRequests, |node| {
-        node.string("one of \"least_requests\", \"round_robin\", \"hash\"", |text| {
-            value::one_of(text, "balancer", &POLICIES)
-        })
-    });
+    let policy = keys.choice("balancer", Policy::LeastRequests, "balancer", &POLICIES);
     let key = keys.optional("hash_key", |node| node.string(A_KEY, hash_key));
     let policy = match (policy, key) {
         (Policy::Hash(_), Some(key)) => Policy::Hash(key),
@@ -74,7 +70,12 @@ fn cluster(keys: &mut Object<'_>) -> Option<Cluster> {
             );
             return None;
         }
-        (policy, None) => policy,
+        (policy, None) => {
+            if policy == Policy::Hash(HashKey::Client) {
+                keys.note("hash_key", &"client");
+            }
+            policy
+        }
     };
     Some(Cluster { members: members?, policy })
 }
@@ -144,8 +145,14 @@ fn check(keys: &mut Object<'_>) -> HealthCheck {
 
 /// What a route says of retries. `several`: its backend has several endpoints.
 pub(super) fn retry(keys: &mut Object<'_>, several: bool) -> Retry {
+    let attempts = keys.or("attempts", u32::from(several), |node| node.integer(0..=MAX_ATTEMPTS));
+    if attempts == 0 {
+        for key in ["statuses", "max_body_bytes"] {
+            keys.warn(key, "has no effect: nothing is sent again, for `attempts` is 0");
+        }
+    }
     Retry {
-        attempts: keys.or("attempts", u32::from(several), |node| node.integer(0..=MAX_ATTEMPTS)),
+        attempts,
         per_try_timeout: keys.optional("per_try_timeout", Node::duration),
         statuses: keys.or("statuses", vec![502, 503, 504], statuses),
         max_body_bytes: keys.or("max_body_bytes", 64 * 1024, |node| node.integer(0..=MAX_BODY_BYTES)),
@@ -174,6 +181,7 @@ pub(super) fn circuit_breaker(keys: &mut Object<'_>) -> CircuitBreaker {
     if max_timeout.is_some_and(|most| most < timeout) {
         keys.fault("max_timeout_seconds", "is less than `timeout_seconds`: write at least as much");
     }
+    keys.note("max_timeout_seconds", &default_most);
     CircuitBreaker {
         enabled: keys.or("enabled", true, Node::boolean),
         failure_threshold: keys.or("failure_threshold", 5, |node| node.integer(ANY_COUNT)),
@@ -251,7 +259,7 @@ pub(super) fn upstreams(keys: &mut Object<'_>) -> Upstreams {
             Some(keepalive)
         }),
         user_timeout: keys.or("user_timeout", seconds(30), Node::duration),
-        resolver: keys.or("resolver", Vec::new(), resolver),
+        resolver: keys.optional("resolver", resolver).unwrap_or_default(),
         resolve_every: keys.optional("resolve_every", Node::duration),
         slow_start: keys.or("slow_start", seconds(10), Node::duration),
         panic_threshold: keys.or("panic_threshold", 0.5, Node::fraction),

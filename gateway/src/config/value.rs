@@ -23,7 +23,7 @@ const LONGEST_SOCKET_PATH_BYTES: usize = 107;
 const LONGEST_INTERFACE_BYTES: usize = 15;
 
 /// Names of kernel modes as the configuration spells them.
-const KERNEL_MODES: [(&str, KernelMode); 4] = [
+pub(super) const KERNEL_MODES: [(&str, KernelMode); 4] = [
     ("auto", KernelMode::Auto),
     ("driver", KernelMode::Driver),
     ("generic", KernelMode::Generic),
@@ -329,10 +329,6 @@ pub(super) fn account(text: &str) -> Result<Account, String> {
     } else {
         Err(format!("{} is no user: write \"name\", \"name:group\" or \"UID:GID\"", quote(text)))
     }
-}
-
-pub(super) fn kernel_mode(text: &str) -> Result<KernelMode, String> {
-    one_of(text, "mode", &KERNEL_MODES)
 }
 
 /// Path and query of a health check, as they go into its request line.
