@@ -17,6 +17,7 @@ fn folder() -> PathBuf {
 fn check(file: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
     command.current_dir(folder()).arg("check").args(["--config", file]).args(arguments);
+    command.env("GATEWAY_GOLDEN_PORT", "70000").env_remove("GATEWAY_GOLDEN_UNSET");
     command.output().expect("the gateway runs")
 }
 

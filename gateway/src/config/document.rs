@@ -15,6 +15,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::environment;
 use super::error::{Error, Excerpt, Fault};
 use super::value::{self, quote};
 use super::written::{Written, fill};
@@ -182,7 +183,9 @@ impl<'a> Node<'a> {
             return self.mistyped(expected);
         }
         match serde_json::from_str::<String>(self.raw) {
-            Ok(text) => parse(&text).map_or_else(|refused| self.fault(refused), Some),
+            Ok(text) => environment::expand(&text, |name| std::env::var(name).ok())
+                .and_then(|text| parse(&text))
+                .map_or_else(|refused| self.fault(refused), Some),
             Err(_) => self.fault("is no valid string: a \\u escape stands for half a character"),
         }
     }

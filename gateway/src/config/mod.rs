@@ -5,6 +5,7 @@
 
 mod caching;
 mod document;
+mod environment;
 mod error;
 mod file;
 mod kernel;
