@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[&[&str]] = &[
     &["path", "text", "timer", "metrics"],
     &["config"],
-    &["route", "upstream", "cache", "limit", "overload", "datapath", "lists"],
+    &["access", "route", "upstream", "cache", "limit", "overload", "datapath", "lists"],
     &["snapshot"],
     &["proxy"],
     &["downstream"],

@@ -36,9 +36,10 @@ struct Way {
     exchange: Exchange,
 }
 
-const WAYS: [Way; 4] = [
+const WAYS: [Way; 5] = [
     Way { name: "small", setup: Setup::Plain, exchange: Exchange::Small },
     Way { name: "limit-on", setup: Setup::Limit, exchange: Exchange::Small },
+    Way { name: "access-log", setup: Setup::AccessLog, exchange: Exchange::Small },
     Way { name: "refusal-429", setup: Setup::Refuse, exchange: Exchange::Refused },
     Way { name: "cache-hit", setup: Setup::Cache, exchange: Exchange::Cached { bytes: SMALL_BODY_BYTES } },
 ];

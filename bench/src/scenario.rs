@@ -142,6 +142,12 @@ const LIMITERS: &[Contender] = &[
     plain(System::Envoy),
     of(System::Envoy, Setup::Limit),
 ];
+const LOGGERS: &[Contender] = &[
+    plain(System::Nginx),
+    of(System::Nginx, Setup::AccessLog),
+    plain(System::Gateway),
+    of(System::Gateway, Setup::AccessLog),
+];
 const REFUSERS: &[Contender] = &[
     of(System::Nginx, Setup::Refuse),
     of(System::Gateway, Setup::Refuse),
@@ -266,6 +272,15 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         against: Against::Setup(Setup::Plain),
         ..load("limit-on", "Small answers with and without a limit on the route, saturating", LIMITERS, SMALL)
+    },
+    Scenario {
+        against: Against::Setup(Setup::Plain),
+        ..load(
+            "access-log",
+            "Small answers with and without a line in a JSON log, saturating",
+            LOGGERS,
+            SMALL,
+        )
     },
     Scenario {
         against: Against::Setup(Setup::Limit),

@@ -2,6 +2,7 @@
 //!
 //! ARCHITECTURE.md tells how the modules hang together; dependencies point one way.
 
+pub mod access;
 pub mod admin;
 pub mod cache;
 pub mod cli;

@@ -447,6 +447,8 @@ pub struct Worker {
     /// Microseconds by which its clock's last tick came late, and when that was, since the registry was made.
     pub late_us: Cell,
     pub ticked_us: Cell,
+    /// Lines of the access log for which there was no room.
+    pub log_dropped: Cell,
 }
 
 /// Connections that were ended before their clients wanted to, by the bound they met.

@@ -20,6 +20,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::access::Access;
 use crate::admin::{self, State};
 use crate::config::{self, Config};
 use crate::control::{self, Control, Socket};
@@ -51,6 +52,8 @@ pub enum Error {
     Lists(#[from] lists::Error),
     #[error(transparent)]
     Privileges(#[from] privileges::Error),
+    #[error("cannot open the access log: {0}; check `access_log.to`")]
+    AccessLog(io::Error),
     #[error("cannot start a worker thread: {0}")]
     Thread(io::Error),
     #[error("worker {worker} failed: {source}")]
@@ -106,17 +109,23 @@ pub struct Server {
 /// Between two tries to attach to an interface that has returned and could not be attached to.
 const INTERFACE_RETRY: Duration = Duration::from_secs(5);
 
+/// Whoever reads the access log may stand still; the process ends all the same.
+const LOG_PATIENCE: Duration = Duration::from_secs(2);
+
 /// What a signal asks for.
 #[derive(PartialEq)]
 enum Asked {
     Stop,
     Reload,
+    /// Files that are written to may have been renamed.
+    Reopen,
 }
 
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    user1: Signal,
 }
 
 impl Server {
@@ -163,7 +172,9 @@ impl Server {
         }
         let registry = Registry::new(count.get());
         let upkeep = Upkeep::new(&config, registry.clone());
-        let snapshot = Snapshot::build(config, upkeep.names(), None, &registry);
+        let access = open_log(&config, None).map_err(Error::AccessLog)?;
+        let mut snapshot = Snapshot::build(config, upkeep.names(), None, &registry);
+        snapshot.access = access;
         kernel.keep_told(&snapshot.sources, stack)?;
         let current = Arc::new(ArcSwap::from_pointee(snapshot));
         let state = {
@@ -242,13 +253,14 @@ impl Server {
         }
         let drain = loop {
             tokio::select! {
-                asked = signals.next() => {
-                    if asked == Asked::Stop {
-                        break Drain::Alone;
+                asked = signals.next() => match asked {
+                    Asked::Stop => break Drain::Alone,
+                    Asked::Reload => {
+                        loaded = read(&self.source.file);
+                        self.reload();
                     }
-                    loaded = read(&self.source.file);
-                    self.reload();
-                }
+                    Asked::Reopen => self.current.load().access.iter().for_each(|access| access.reopen()),
+                },
                 Some(stream) = heard.recv(), if succession.is_none() => {
                     control.iter().for_each(|(control, _)| control.set_followed(true));
                     succession = Some(self.hand_over(stream));
@@ -314,8 +326,10 @@ impl Server {
         };
         let loaded = self.source.load().map_err(|error| error.to_string()).and_then(|config| {
             if fixed(&config) == fixed(&before.config) {
+                let access = open_log(&config, before.access.as_ref());
+                let access = access.map_err(|error| Error::AccessLog(error).to_string())?;
                 self.kernel.loosen(&config.kernel).map_err(|error| error.to_string())?;
-                Ok(config)
+                Ok((config, access))
             } else {
                 Err("listen_addr, metrics_addr, user, control, workers, cache.shards, rate_limit.num_shards, rate_limit.max_keys, \
                      kernel.interfaces, kernel.mode and kernel.persist change with a restart only"
@@ -323,10 +337,12 @@ impl Server {
             }
         });
         match loaded {
-            Ok(config) => {
+            Ok((config, access)) => {
                 self.upkeep.resolve_new(&config);
                 let names = self.upkeep.names();
-                let next = Arc::new(Snapshot::build(config, names, Some(&before), &self.registry));
+                let mut next = Snapshot::build(config, names, Some(&before), &self.registry);
+                next.access = access;
+                let next = Arc::new(next);
                 let (generation, routes) = (next.generation, next.routes.len());
                 let kernel = next.config.kernel.clone();
                 self.put_in_force(next);
@@ -399,11 +415,13 @@ impl Server {
         drop(self.listeners);
         let _ = self.drain.send(drain);
         let (workers, kernel) = (self.workers, self.kernel);
+        let access = self.current.load().access.clone();
         let mut joined = tokio::task::spawn_blocking(move || {
             for (worker, thread) in workers.into_iter().enumerate() {
                 let ended = thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")));
                 ended.map_err(|source| Error::Worker { worker, source })?;
             }
+            access.iter().for_each(|access| access.finish(LOG_PATIENCE));
             Ok(())
         });
         loop {
@@ -428,6 +446,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            user1: signal(SignalKind::user_defined1())?,
         })
     }
 
@@ -436,8 +455,14 @@ impl Signals {
             _ = self.terminate.recv() => Asked::Stop,
             _ = self.interrupt.recv() => Asked::Stop,
             _ = self.hangup.recv() => Asked::Reload,
+            _ = self.user1.recv() => Asked::Reopen,
         }
     }
+}
+
+/// The log that `config` asks for, the one there is already where that is the same.
+fn open_log(config: &Config, before: Option<&Arc<Access>>) -> io::Result<Option<Arc<Access>>> {
+    config.access_log.as_ref().map(|log| Access::open(log, before)).transpose()
 }
 
 /// As many open connections as the hard limit allows: the soft one is usually set for programs that

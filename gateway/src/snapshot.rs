@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use http::{HeaderValue, Method};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::access::Access;
 use crate::cache::{self, Cache};
 use crate::config::{self, Config, HealthCheck};
 use crate::datapath::Sources;
@@ -42,6 +43,8 @@ pub struct Snapshot {
     pub distress: Arc<Distress>,
     /// What the kernel half is told of sources.
     pub sources: Arc<Sources>,
+    /// Opened by whoever puts it in force; `None`: nothing is written about requests.
+    pub access: Option<Arc<Access>>,
 }
 
 pub struct Route {
@@ -98,6 +101,7 @@ impl Snapshot {
             None => Cache::new(&config.cache, registry.workers.len()),
         };
         let distress = before.map_or_else(Arc::default, |before| before.distress.clone());
+        let access = before.and_then(|before| before.access.clone());
         let sources = before.map_or_else(Arc::default, |before| before.sources.clone());
         Self {
             generation,
@@ -112,6 +116,7 @@ impl Snapshot {
             cache,
             distress,
             sources,
+            access,
         }
     }
 

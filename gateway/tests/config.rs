@@ -96,6 +96,7 @@ fn reference_json_has_every_key_once() {
         "/upstream",
         "/cache",
         "/kernel",
+        "/access_log",
         "/control",
     ];
     let reference = value(REFERENCE);
@@ -141,7 +142,7 @@ fn documented_defaults_are_the_defaults() {
             "cache": { "key_query": {} }, "health_check": {}, "retry": {}
         }],
             "timeouts": {}, "head": {}, "connections": {}, "overload": {}, "rate_limit": {}, "circuit_breaker": {}, "upstream": {}, "cache": {},
-        "kernel": {}
+        "kernel": {}, "access_log": {}
     });
     let expected = load(&silent.to_string());
     let defaults = documented_keys().into_iter().filter_map(|(key, default)| Some((key, default?)));

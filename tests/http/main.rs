@@ -1,5 +1,6 @@
 //! HTTP through a running gateway: what issue and semantics promise, one file per promise.
 
+mod access_log;
 mod bad_input;
 mod bodies;
 mod breaker;
@@ -33,6 +34,7 @@ mod routing;
 mod shutdown;
 mod slow_clients;
 mod start;
+mod trace_context;
 mod upgrade;
 mod uploads;
 mod upstreams;

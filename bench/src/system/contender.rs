@@ -55,6 +55,8 @@ pub enum Setup {
     Refuse,
     /// A cache on the route.
     Cache,
+    /// A line about each request, as JSON, into a file.
+    AccessLog,
     /// A route that each reload gives another name.
     Reload,
 }
@@ -73,6 +75,7 @@ impl Setup {
             Setup::SharedFar => "shared_far",
             Setup::Refuse => "refuse",
             Setup::Cache => "cache",
+            Setup::AccessLog => "access_log",
             Setup::Reload => "reload",
         }
     }
@@ -87,6 +90,7 @@ impl Setup {
             Setup::SharedFar => format!("limit shared, {STORE_DELAY:?} away"),
             Setup::Refuse => "refusing".into(),
             Setup::Cache => "cache on".into(),
+            Setup::AccessLog => "log on".into(),
             Setup::Reload => "reloading".into(),
         }
     }
@@ -104,6 +108,7 @@ impl Setup {
             | Setup::SharedFar
             | Setup::Refuse
             | Setup::Cache
+            | Setup::AccessLog
             | Setup::Reload => 0..0,
         }
     }
@@ -113,9 +118,13 @@ impl Setup {
         match self {
             Setup::Shared => Some(Duration::ZERO),
             Setup::SharedFar => Some(STORE_DELAY),
-            Setup::Plain | Setup::Routes(_) | Setup::Limit | Setup::Refuse | Setup::Cache | Setup::Reload => {
-                None
-            }
+            Setup::Plain
+            | Setup::Routes(_)
+            | Setup::Limit
+            | Setup::Refuse
+            | Setup::Cache
+            | Setup::AccessLog
+            | Setup::Reload => None,
         }
     }
 
@@ -129,6 +138,7 @@ impl Setup {
             | Setup::Shared
             | Setup::SharedFar
             | Setup::Cache
+            | Setup::AccessLog
             | Setup::Reload => 1_000_000_000,
         }
     }

@@ -78,7 +78,7 @@ fn routes(registry: &Registry, families: &mut Vec<MetricFamily>) {
 
 fn workers(workers: &[Worker], families: &mut Vec<MetricFamily>) {
     type Read = fn(&Worker) -> u64;
-    let rows: [(&str, &str, MetricType, Read); 6] = [
+    let rows: [(&str, &str, MetricType, Read); 7] = [
         ("connections_accepted_total", "Connections accepted.", MetricType::COUNTER, |cells| {
             cells.accepted.get()
         }),
@@ -88,6 +88,12 @@ fn workers(workers: &[Worker], families: &mut Vec<MetricFamily>) {
             "Connections closed for a PROXY header that is missing, malformed or not to be believed.",
             MetricType::COUNTER,
             |cells| cells.proxy_headers_refused.get(),
+        ),
+        (
+            "access_log_dropped_total",
+            "Lines of the access log that were dropped, since its writer was behind.",
+            MetricType::COUNTER,
+            |cells| cells.log_dropped.get(),
         ),
         ("connections_open", "Client connections open now.", MetricType::GAUGE, |cells| cells.open.get()),
         ("connections_parked", "Idle client connections that hold no buffers.", MetricType::GAUGE, |cells| {
@@ -139,6 +145,12 @@ fn control(state: &State, families: &mut Vec<MetricFamily>) {
             counter(&[("result", "failure")], reloads.failed.get()),
         ],
     ));
+    families.push(family(
+        "gateway_access_log_lines_total",
+        "Lines of the access log, as writing them went.",
+        MetricType::COUNTER,
+        state.current.load().access.iter().map(|log| log.lines()).flat_map(by_result).collect(),
+    ));
     let up_to_date = if state.reload_error().is_none() { 1.0 } else { 0.0 };
     let drain = state.drain();
     let draining = if drain.is_some() { 1.0 } else { 0.0 };
@@ -157,6 +169,10 @@ fn control(state: &State, families: &mut Vec<MetricFamily>) {
     for (name, help, value) in rows {
         families.push(family(name, help, MetricType::GAUGE, vec![number(MetricType::GAUGE, &[], value)]));
     }
+}
+
+fn by_result([written, failed]: [u64; 2]) -> [Metric; 2] {
+    [("written", written), ("failed", failed)].map(|(result, lines)| counter(&[("result", result)], lines))
 }
 
 /// A family of the exposition; empty ones are left out of it.

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use super::document::{self, Node, Object, Reading};
 use super::{
     Config, Control, Error, Escalation, HeadLimits, Kernel, KernelMode, ListenAddr, Priority, RateLimit,
-    Route, Timeouts, caching, kernel, limits, overload, upstreams, value,
+    Route, Timeouts, caching, kernel, limits, log, overload, upstreams, value,
 };
 
 const MAX_WORKERS: u64 = 1024;
@@ -89,6 +89,8 @@ fn config(keys: &mut Object<'_>) -> Option<Config> {
         upstreams: keys.section("upstream", upstreams::upstreams),
         cache,
         kernel,
+        trace_context: log::trace_context(keys),
+        access_log: keys.optional("access_log", |node| node.object(log::section)),
         control: keys.optional("control", |node| node.object(control).flatten()),
         routes: routes?,
     };

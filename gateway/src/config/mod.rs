@@ -10,6 +10,7 @@ mod error;
 mod file;
 mod kernel;
 mod limits;
+mod log;
 mod overload;
 mod store;
 mod upstreams;
@@ -29,6 +30,7 @@ pub use document::Reading;
 pub use error::{Error, Excerpt, Fault, UNREADABLE};
 pub use file::{examine, load, parse};
 pub use kernel::{Ceiling, Escalation, Listed};
+pub use log::{AccessLog, Destination, LogFormat, TraceContext};
 pub use overload::{Connections, Overload, Priority};
 pub use store::{ClusterRule, OnFailure, Store, StoreServer};
 pub use value::network;
@@ -59,6 +61,9 @@ pub struct Config {
     pub upstreams: Upstreams,
     pub cache: Cache,
     pub kernel: Kernel,
+    /// `None`: nothing is written about requests.
+    pub access_log: Option<AccessLog>,
+    pub trace_context: TraceContext,
     /// `None`: it is controlled by its file and by signals alone.
     pub control: Option<Control>,
 }

@@ -211,6 +211,11 @@ impl http_body::Body for Body {
                 Piece::Broken => Some(Err(upstream::Error::Io(io::Error::other("the response broke off")))),
             },
         };
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            this.exchange.sent(data.len());
+        }
         match &frame {
             // It counts as an abort, which it is until it ends otherwise.
             Some(Err(upstream::Error::Request(_))) => {}

@@ -18,7 +18,9 @@ use super::client::Client;
 use super::error::Failure;
 use super::fetch::Fetch;
 use super::headers::{Seen, X_FORWARDED_PROTO};
+use super::trace::Trace;
 use super::{Local, Proxy, answers};
+use crate::access::Cached;
 use crate::cache::coalesce::Part;
 use crate::cache::entry::Entry;
 use crate::cache::flight::{Answer, Cause, Feed, Reader, Turn};
@@ -46,6 +48,7 @@ pub struct Ask<'a> {
     pub seen: &'a Seen,
     pub trusted: bool,
     pub request_id: &'a HeaderValue,
+    pub trace: &'a Trace,
     pub now: Instant,
     pub deadline: Tick,
     /// For a balancer that goes by a key of the request, hashed.
@@ -227,13 +230,18 @@ impl<'a> Request<'a> {
         match policy::usable(&entry.terms, age, &self.wish) {
             Use::Fresh => {
                 counts.hits.add(1);
+                ask.client.met_cache(Cached::Hit);
                 if entry.hit(age) {
                     self.refresh(&entry);
                 }
             }
-            Use::Stale => counts.stale.add(1),
+            Use::Stale => {
+                counts.stale.add(1);
+                ask.client.met_cache(Cached::Stale);
+            }
             Use::WhileRevalidate => {
                 counts.stale.add(1);
+                ask.client.met_cache(Cached::Stale);
                 if entry.begin_refresh() {
                     self.refresh(&entry);
                 }
@@ -341,6 +349,7 @@ impl<'a> Request<'a> {
         let leads = reader.leads();
         let counts = ask.counts();
         let count = if leads { &counts.misses } else { &counts.collapsed };
+        ask.client.met_cache(if leads { Cached::Miss } else { Cached::Collapsed });
         let forwarded =
             |status, stored| Status::Forwarded { why: miss.why, status, stored, collapsed: !leads };
         match answer {
@@ -372,6 +381,7 @@ impl<'a> Request<'a> {
                     && stale.terms.serves_on_error(age, &self.wish)
                 {
                     counts.stale.add(1);
+                    ask.client.met_cache(Cached::Stale);
                     let status = Status::StaleOnError { ttl: stale.ttl(age) };
                     let (response, source) = answers::stored(stale, age, ask, status);
                     return Ok(Fetched::Answered(response, source));

@@ -13,6 +13,7 @@ use http::HeaderValue;
 
 use super::forgotten;
 use super::identity::{Identity, is_trusted};
+use crate::access::Cached;
 use crate::datapath::Served;
 use crate::snapshot::Snapshot;
 use crate::timer::{Timer, Wheel};
@@ -43,6 +44,15 @@ pub struct Standing {
     pub identity: Identity,
 }
 
+/// What the request under way has met, for its line in the log.
+#[derive(Clone, Copy, Default)]
+pub struct Met {
+    /// Endpoints chosen, and the last of them by its index in the snapshot.
+    pub tries: u32,
+    pub endpoint: usize,
+    pub cached: Option<Cached>,
+}
+
 pub struct Client {
     /// The other end of the connection, or whom its PROXY header names.
     pub peer: SocketAddr,
@@ -61,6 +71,7 @@ pub struct Client {
     pub starved: Cell<bool>,
     /// Requests whose heads have come.
     pub requests: Cell<u32>,
+    pub met: Cell<Met>,
     /// A response has begun and not ended.
     pub answering: Cell<bool>,
     /// The connection ends because the upstream stopped amid its response.
@@ -97,6 +108,7 @@ impl Client {
             body_left: Cell::new(0),
             starved: Cell::new(false),
             requests: Cell::new(0),
+            met: Cell::default(),
             answering: Cell::new(false),
             let_down: Cell::new(false),
             takes_interim: Cell::new(false),
@@ -121,6 +133,7 @@ impl Client {
     pub fn request_began(&self) {
         self.phase.set(Phase::Receiving);
         self.unread.set(true);
+        self.met.set(Met::default());
         self.requests.set(self.requests.get().wrapping_add(1));
     }
 
@@ -135,6 +148,11 @@ impl Client {
     /// Whether a request is being answered.
     pub fn is_busy(&self) -> bool {
         matches!(self.phase.get(), Phase::Receiving | Phase::Received)
+    }
+
+    /// The cache has answered, or was asked in vain.
+    pub fn met_cache(&self, cached: Cached) {
+        self.met.set(Met { cached: Some(cached), ..self.met.get() });
     }
 
     /// Found out once for each configuration that the connection lives through.

@@ -67,6 +67,29 @@ struct Problem {
 }
 
 impl Failure {
+    /// The policy that refused, where one did.
+    pub fn rule(&self) -> Option<&str> {
+        match self {
+            Self::Limited(limited) => Some(limited.policy()),
+            Self::Crowded(_) => Some(CONCURRENCY),
+            Self::BadRequest(_)
+            | Self::HeadTooLarge
+            | Self::UriTooLong
+            | Self::NotImplemented(_)
+            | Self::NoRoute
+            | Self::MethodNotAllowed(_)
+            | Self::StoreAway
+            | Self::Connect(_)
+            | Self::Upstream(_)
+            | Self::Timeout(_)
+            | Self::Unavailable(_)
+            | Self::UpstreamFull
+            | Self::NotCached
+            | Self::TooManyWaiting
+            | Self::Shed(_) => None,
+        }
+    }
+
     fn problem(&self) -> Problem {
         let (status, title, detail, outcome, closes) = match self {
             Self::BadRequest(why) => {

@@ -1,13 +1,17 @@
 //! The account of one request: when it began, how it ended. Recorded once, whatever happens.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use http::{HeaderMap, StatusCode};
+use http::header::{REFERER, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
 
 use super::Local;
 use super::client::{Client, Phase};
+use super::headers::Seen;
 use super::identity::Identity;
+use super::trace::Trace;
+use crate::access::{Asked, Desk, Line};
 use crate::limit::concurrency::Permit;
 use crate::metrics::Outcome;
 
@@ -25,6 +29,19 @@ pub struct Exchange {
     permits: Vec<Permit>,
     status: StatusCode,
     outcome: Outcome,
+    /// Of the response's body.
+    bytes: u64,
+    /// What only the log wants to know; `None`: there is none.
+    noted: Option<Box<Noted>>,
+}
+
+#[derive(Default)]
+struct Noted {
+    /// `None`: the head could not be read.
+    asked: Option<Asked>,
+    rule: Option<String>,
+    queued: Duration,
+    answered_in: Option<Duration>,
 }
 
 /// nginx's number for a client that closed before it was answered.
@@ -42,6 +59,8 @@ impl Exchange {
             permits: Vec::new(),
             status: StatusCode::from_u16(CLIENT_CLOSED_REQUEST).expect("three digits"),
             outcome: Outcome::ClientAbort,
+            bytes: 0,
+            noted: local.desk.is_some().then(Box::default),
         }
     }
 
@@ -58,6 +77,65 @@ impl Exchange {
 
     pub fn started(&self) -> Instant {
         self.started
+    }
+
+    /// Notes what is asked, where that is logged.
+    pub fn note<B>(&mut self, request: &Request<B>, seen: &Seen, request_id: &HeaderValue, trace: &Trace) {
+        let Some(noted) = &mut self.noted else { return };
+        let headers = request.headers();
+        noted.asked = Some(Asked {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            version: request.version(),
+            host: seen.host.clone(),
+            user_agent: headers.get(USER_AGENT).cloned(),
+            referer: headers.get(REFERER).cloned(),
+            request_id: request_id.clone(),
+            trace_id: trace.id(),
+        });
+    }
+
+    /// The head of the upstream's answer is here; `sent`: since when it had its place there.
+    pub fn answered(&mut self, sent: Instant) {
+        if let Some(noted) = &mut self.noted {
+            noted.queued = sent.saturating_duration_since(self.started);
+            noted.answered_in = Some(sent.elapsed());
+        }
+    }
+
+    /// A policy refuses it.
+    pub fn refused_by(&mut self, rule: &str) {
+        if let Some(noted) = &mut self.noted {
+            noted.rule = Some(rule.to_owned());
+        }
+    }
+
+    pub fn sent(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    fn log(&self, noted: &Noted, desk: &Desk, took: Duration) {
+        let (client, snapshot) = (&*self.client, &self.local.snapshot);
+        let met = client.met.get();
+        desk.log(&Line {
+            started: self.started,
+            took,
+            client: self.identity.address,
+            peer: client.peer.ip(),
+            peer_text: client.forwarded_for().as_bytes(),
+            relayed: client.relayed.get(),
+            asked: noted.asked.as_ref(),
+            status: self.status,
+            bytes: self.bytes,
+            outcome: self.outcome,
+            route: self.route.map(|route| snapshot.routes[route].label.as_str()),
+            rule: noted.rule.as_deref(),
+            cached: met.cached,
+            upstream: (met.tries > 0).then(|| snapshot.endpoints[met.endpoint].name.as_str()),
+            tries: met.tries,
+            queued: noted.queued,
+            answered_in: noted.answered_in,
+        });
     }
 
     /// Keeps `permits` to the end of the response's body.
@@ -100,6 +178,9 @@ impl Drop for Exchange {
             self.outcome = Outcome::Timeout;
         }
         self.local.cells(self.route).record(self.status.as_u16(), self.outcome, took);
+        if let (Some(noted), Some(desk)) = (&self.noted, &self.local.desk) {
+            self.log(noted, desk, took);
+        }
         if self.local.hears_of_sources && self.identity.is_peer {
             self.local.hear(&self.client, self.outcome);
         }

@@ -58,8 +58,8 @@ impl Fetch {
         let route = ask.route();
         let own_host = !route.config.preserve_host || ask.seen.host.is_none();
         let host = own_host.then_some(&ask.local.snapshot.clusters[route.cluster].authority);
-        let (client, trusted, request_id) = (ask.client, ask.trusted, ask.request_id);
-        let to = Upward { client, trusted, host, request_id, body: Announced::Nothing };
+        let (client, trusted, request_id, trace) = (ask.client, ask.trusted, ask.request_id, ask.trace);
+        let to = Upward { client, trusted, host, request_id, trace, body: Announced::Nothing };
         let stored = stale.as_deref().filter(|_| !ask.is_head());
         let head = if ask.seen.caching || stored.is_some() {
             let mut parts = ask.parts.clone();

@@ -17,7 +17,7 @@ use http::header::RETRY_AFTER;
 
 use super::Local;
 use super::body::{Lease, Request};
-use super::client::Client;
+use super::client::{Client, Met};
 use super::error::Failure;
 use crate::metrics::{Again, Cause};
 use crate::overload;
@@ -194,7 +194,11 @@ impl Way<'_> {
         let mut turns = self.local.turns[self.route.cluster].borrow_mut();
         let chosen = cluster.choose(&asked, |member| pool(member).load(), &mut turns, &self.local.dice);
         match chosen {
-            Ok((member, ticket)) => Ok((member, pool(member).enter(ticket))),
+            Ok((member, ticket)) => {
+                let (met, endpoint) = (self.client.met.get(), cluster.members[member].index);
+                self.client.met.set(Met { tries: met.tries + 1, endpoint, ..met });
+                Ok((member, pool(member).enter(ticket)))
+            }
             Err(Refused { wait }) => Err(Failure::Unavailable(wait)),
         }
     }

@@ -8,6 +8,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Version};
 
 use super::client::Client;
+use super::trace::{TRACEPARENT, Trace};
 use crate::upstream::hop::{ends_here, may_be_named};
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -33,6 +34,8 @@ pub struct Seen {
     pub request_id: bool,
     /// A directive, a precondition, a range, or a credential: what a cache asks about.
     pub caching: bool,
+    /// A field of W3C Trace Context.
+    pub trace: bool,
     te: bool,
     hop_by_hop: bool,
     via: bool,
@@ -68,6 +71,7 @@ impl Seen {
                 "transfer-encoding" => (seen.transfer_encoding, seen.hop_by_hop) = (true, true),
                 "expect" => (seen.expect, seen.hop_by_hop) = (true, true),
                 "connection" | "upgrade" | "keep-alive" | "proxy-connection" => seen.hop_by_hop = true,
+                "traceparent" | "tracestate" => seen.trace = true,
                 "via" => (seen.via, seen.proxy_field) = (true, Some("Via")),
                 "forwarded" => (seen.rewritten, seen.proxy_field) = (true, Some("Forwarded")),
                 "x-forwarded-for" => (seen.rewritten, seen.proxy_field) = (true, Some("X-Forwarded-For")),
@@ -104,6 +108,7 @@ pub struct Upward<'a> {
     /// In place of the client's `Host`, unless that is preserved.
     pub host: Option<&'a HeaderValue>,
     pub request_id: &'a HeaderValue,
+    pub trace: &'a Trace,
     pub body: Announced,
 }
 
@@ -141,6 +146,9 @@ pub fn write_upstream(parts: &Parts, seen: &Seen, to: &Upward<'_>) -> Vec<u8> {
         write(&mut out, &X_FORWARDED_HOST, host.as_bytes());
     }
     write(&mut out, &X_REQUEST_ID, to.request_id.as_bytes());
+    if let Some(parent) = to.trace.parent() {
+        write(&mut out, &TRACEPARENT, parent);
+    }
     match to.body {
         // RFC 9110 §8.6: a method that usually has a body says that it has none.
         Announced::Nothing if seen.content_length || has_body(&parts.method) => {
@@ -162,23 +170,27 @@ enum Carry {
         named: Vec<HeaderName>,
         trusted: bool,
         host: bool,
+        trace: Trace,
     },
 }
 
 impl Carry {
     fn of(headers: &HeaderMap, seen: &Seen, to: &Upward<'_>) -> Self {
-        if !(seen.hop_by_hop || seen.via || seen.rewritten || to.host.is_some()) {
+        let traced = seen.trace && !to.trace.keeps_parent();
+        if !(seen.hop_by_hop || seen.via || seen.rewritten || to.host.is_some() || traced) {
             return Self::All;
         }
         let named = if seen.hop_by_hop { named_by_connection(headers) } else { Vec::new() };
-        Self::Some { named, trusted: to.trusted, host: to.host.is_none() }
+        Self::Some { named, trusted: to.trusted, host: to.host.is_none(), trace: *to.trace }
     }
 
     fn takes(&self, name: &HeaderName) -> bool {
         match self {
             Self::All => true,
-            Self::Some { named, trusted, host } => match name.as_str() {
+            Self::Some { named, trusted, host, trace } => match name.as_str() {
                 "host" => *host,
+                "traceparent" => trace.keeps_parent(),
+                "tracestate" => trace.keeps_state(),
                 "content-length" | "via" | "x-forwarded-for" | "x-request-id" => false,
                 "forwarded" | "x-forwarded-proto" | "x-forwarded-host" | "x-real-ip" => *trusted,
                 _ => !ends_here(name.as_str()) && !named.contains(name),
@@ -284,7 +296,7 @@ mod tests {
         let seen = Seen::of(&parts.headers);
         let request_id = &HeaderValue::from_static("7");
         let body = Announced::Nothing;
-        let to = Upward { client: &client, trusted, host: None, request_id, body };
+        let to = Upward { client: &client, trusted, host: None, request_id, trace: &Trace::Kept(None), body };
         let head = String::from_utf8(write_upstream(&parts, &seen, &to)).unwrap();
         let fields = head.strip_prefix("GET /x?y HTTP/1.1\r\n").unwrap().strip_suffix("\r\n\r\n").unwrap();
         let mut lines: Vec<String> = fields.split("\r\n").map(|line| format!("{line}\n")).collect();

@@ -19,6 +19,7 @@ mod limit;
 mod request_id;
 mod shed;
 mod target;
+mod trace;
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -42,7 +43,9 @@ use error::Wants;
 use exchange::Exchange;
 use forward::Way;
 use headers::{Announced, Seen, Upward};
+use trace::Trace;
 
+use crate::access::{Cached, Desk};
 use crate::cache::fanout::Fanout;
 use crate::cache::policy;
 use crate::cache::status::{CACHE_STATUS, Forward, Status};
@@ -100,6 +103,8 @@ pub struct Local {
     hears_of_sources: bool,
     /// Wakes those on this worker who wait for a fetch.
     fanout: Rc<Fanout>,
+    /// `None`: nothing is written about requests.
+    desk: Option<Rc<Desk>>,
 }
 
 impl Proxy {
@@ -156,6 +161,7 @@ impl Proxy {
             pool.sweep(self.wheel.now());
         }
         local.tell_of_sources();
+        local.desk.iter().for_each(|desk| desk.flush());
         let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
         self.registry.workers[self.worker].tasks.set(tasks as u64);
     }
@@ -244,8 +250,12 @@ impl Proxy {
             (trusted && seen.request_id).then(|| request.headers().get(headers::X_REQUEST_ID)).flatten();
         let told = told.filter(|id| request_id::is_plain(id)).cloned();
         let request_id = told.unwrap_or_else(|| self.ids.next());
+        let mode = local.snapshot.config.trace_context;
+        let trace = Trace::of(mode, &seen, request.headers(), &self.ids);
+        exchange.note(&request, &seen, &request_id, &trace);
         let expects = seen.expect;
-        let answered = answer(&self, &local, &mut exchange, seen, trusted, &request_id, request).await;
+        let told = Told { trusted, request_id: &request_id, trace: &trace };
+        let answered = answer(&self, &local, &mut exchange, seen, told, request).await;
         let last = self.is_last(&client, &local.snapshot.config);
         match answered {
             Ok((mut response, source)) => {
@@ -276,15 +286,22 @@ impl Proxy {
     }
 }
 
+/// What is known of a request besides what it says itself.
+struct Told<'a> {
+    trusted: bool,
+    request_id: &'a HeaderValue,
+    trace: &'a Trace,
+}
+
 async fn answer(
     proxy: &Rc<Proxy>,
     local: &Rc<Local>,
     exchange: &mut Exchange,
     mut seen: Seen,
-    trusted: bool,
-    request_id: &HeaderValue,
+    told: Told<'_>,
     request: Request<Incoming>,
 ) -> Result<(Response<()>, Source), Failure> {
+    let Told { trusted, request_id, trace } = told;
     let client = exchange.client().clone();
     let (mut parts, body) = request.into_parts();
     let body = RequestBody::new(body, &client);
@@ -329,6 +346,7 @@ async fn answer(
             seen,
             trusted,
             request_id,
+            trace,
             now,
             deadline,
             balance_key,
@@ -346,6 +364,7 @@ async fn answer(
             Verdict::Wait(request, miss) => Some(Box::pin(request.wait(miss)).await?),
             Verdict::Forward(why) => {
                 ask.counts().bypassed.add(1);
+                client.met_cache(Cached::Bypass);
                 past_the_cache = Some(why);
                 None
             }
@@ -359,7 +378,7 @@ async fn answer(
 
     let own_host = !route.config.preserve_host || seen.host.is_none();
     let host = own_host.then_some(&cluster.authority);
-    let to = Upward { client: &client, trusted, host, request_id, body: announced };
+    let to = Upward { client: &client, trusted, host, request_id, trace, body: announced };
     let head = headers::write_upstream(&parts, &seen, &to);
     client.takes_interim.set(parts.version == Version::HTTP_11);
 
@@ -369,7 +388,8 @@ async fn answer(
     let way = Way { local, client: &client, route, deadline, key: balance_key, own_host, idempotent };
     let exempt = || shed::is_exempt(snapshot, parts.uri.path());
     let sent = shed::send(&way, index, exempt, exchange.started(), request).await;
-    let (mut response, lease, _) = sent.map_err(|failed| failed.failure)?;
+    let (mut response, lease, since) = sent.map_err(|failed| failed.failure)?;
+    exchange.answered(since);
     client.timer.arm(deadline);
     limit::announce(local, index, standing, response.headers_mut());
     if let Some(why) = past_the_cache {
@@ -394,6 +414,7 @@ fn refuse(
     let (client, peer) = (exchange.identity.address, exchange.client().peer);
     tracing::debug!(?failure, %client, %peer, "refused");
     exchange.fail(failure.outcome());
+    failure.rule().into_iter().for_each(|rule| exchange.refused_by(rule));
     let mut response = failure.response(wants, request_id.to_str().unwrap_or_default(), headers);
     exchange.answer(response.status());
     response.headers_mut().insert(headers::X_REQUEST_ID, request_id);
@@ -422,6 +443,7 @@ impl Local {
         let lines = snapshot.routes.iter().map(|route| Line::new(route.gate.clone(), worker)).collect();
         let (arena, dice, heard) = Default::default();
         let hears_of_sources = snapshot.sources.is_watched();
+        let desk = desk(&snapshot, worker, &registry, None);
         let mut this = Self {
             pools: Vec::new(),
             turns,
@@ -436,6 +458,7 @@ impl Local {
             heard,
             hears_of_sources,
             fanout,
+            desk,
         };
         this.pools = this.snapshot.endpoints.iter().map(|endpoint| this.pool(endpoint)).collect();
         this
@@ -456,6 +479,7 @@ impl Local {
         });
         let lines = lines.collect();
         let store = limit::store(&snapshot, worker, &registry, wheel, self.store.as_ref());
+        let desk = desk(&snapshot, worker, &registry, self.desk.as_ref());
         let mut this = Self {
             pools: Vec::new(),
             turns,
@@ -470,6 +494,7 @@ impl Local {
             heard: self.heard.clone(),
             hears_of_sources,
             fanout,
+            desk,
         };
         let config = &this.snapshot.config;
         let pools =
@@ -539,6 +564,18 @@ impl Local {
             None => &self.registry.unrouted[self.worker],
         }
     }
+}
+
+/// This worker's side of the log that `snapshot` has; `kept` where it is the same.
+fn desk(
+    snapshot: &Snapshot,
+    worker: usize,
+    registry: &Arc<Registry>,
+    kept: Option<&Rc<Desk>>,
+) -> Option<Rc<Desk>> {
+    let access = snapshot.access.as_ref()?;
+    let kept = kept.filter(|desk| desk.is_of(access)).cloned();
+    Some(kept.unwrap_or_else(|| Rc::new(Desk::new(access.clone(), registry.clone(), worker))))
 }
 
 /// Everybody's first turn, in each cluster.

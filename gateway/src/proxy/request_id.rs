@@ -23,13 +23,17 @@ impl Ids {
     }
 
     pub fn next(&self) -> HeaderValue {
+        HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&self.digits()))
+            .expect("hexadecimal digits are visible")
+    }
+
+    pub fn digits(&self) -> [u8; 32] {
         let state = self.next.get().wrapping_add(GOLDEN);
         self.next.set(state);
         let mut digits = [0; 32];
         hex(mix(state), &mut digits[..16]);
         hex(mix(state ^ self.worker), &mut digits[16..]);
-        HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&digits))
-            .expect("hexadecimal digits are visible")
+        digits
     }
 }
 
