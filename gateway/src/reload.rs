@@ -1,9 +1,10 @@
-//! Notices that the configuration file may have changed.
+//! Notices that a file of the configuration may have changed.
 //!
-//! The directory is watched, not the file: editors and `mv` replace it, and a Kubernetes ConfigMap
+//! Folders are watched, not files: editors and `mv` replace it, and a Kubernetes ConfigMap
 //! swaps a symbolic link beside it. Changes are debounced; what is done about one is the server's business.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
@@ -16,16 +17,13 @@ pub struct Watch {
     events: mpsc::UnboundedReceiver<()>,
     /// A change has begun and not been reported.
     pending: bool,
+    folders: BTreeSet<PathBuf>,
     /// Stops watching when dropped.
-    _watcher: RecommendedWatcher,
+    watcher: RecommendedWatcher,
 }
 
 impl Watch {
-    pub fn new(file: &Path) -> notify::Result<Self> {
-        let directory = match file.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        };
+    pub fn new(folders: &BTreeSet<PathBuf>) -> notify::Result<Self> {
         let (sender, events) = mpsc::unbounded_channel();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // Reading the file is an event too, and it is we who read it.
@@ -34,8 +32,24 @@ impl Watch {
                 let _ = sender.send(());
             }
         })?;
-        watcher.watch(&directory, RecursiveMode::NonRecursive)?;
-        Ok(Self { events, pending: false, _watcher: watcher })
+        folders.iter().try_for_each(|folder| watcher.watch(folder, RecursiveMode::NonRecursive))?;
+        Ok(Self { events, pending: false, folders: folders.clone(), watcher })
+    }
+
+    /// Watches these from now on; whether any is new. What a folder that cannot be watched holds, comes with a SIGHUP.
+    pub fn follow(&mut self, folders: &BTreeSet<PathBuf>) -> bool {
+        let more = !folders.is_subset(&self.folders);
+        for gone in self.folders.difference(folders) {
+            // It may be gone indeed.
+            let _ = self.watcher.unwatch(gone);
+        }
+        for new in folders.difference(&self.folders) {
+            if let Err(error) = self.watcher.watch(new, RecursiveMode::NonRecursive) {
+                tracing::warn!(%error, folder = %new.display(), "cannot watch a folder of the configuration");
+            }
+        }
+        self.folders.clone_from(folders);
+        more
     }
 
     /// Waits for a change in the directory, and for it to settle. Who stops waiting loses no change.
@@ -63,7 +77,7 @@ mod tests {
     async fn a_change_outlives_who_stopped_waiting_for_it() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("gateway.json");
-        let mut watch = Watch::new(&file).unwrap();
+        let mut watch = Watch::new(&BTreeSet::from([directory.path().to_owned()])).unwrap();
         std::fs::write(&file, "{}").unwrap();
         // The first event is taken, and what follows it is waited for.
         while !watch.pending {

@@ -68,13 +68,13 @@ pub struct Source {
     /// Interfaces besides those of the file.
     pub interfaces: Vec<String>,
     pub no_kernel: bool,
-    /// The file's content from just before it was loaded first: what differs from it is a change.
+    /// The files' content from just before it was loaded first: what differs from it is a change.
     seen: Vec<u8>,
 }
 
 impl Source {
     pub fn new(file: PathBuf, interfaces: Vec<String>, no_kernel: bool) -> Self {
-        Self { seen: read(&file), file, interfaces, no_kernel }
+        Self { seen: config::watched(&file).0, file, interfaces, no_kernel }
     }
 
     pub fn load(&self) -> Result<Config, config::Error> {
@@ -226,7 +226,7 @@ impl Server {
         });
         let mut succession: Option<JoinHandle<io::Result<usize>>> = None;
         let guard = tokio::spawn(guard::watch(self.current.clone(), self.registry.clone()));
-        let mut watch = Watch::new(&self.source.file)
+        let mut watch = Watch::new(&config::watched(&self.source.file).1)
             .inspect_err(|error| {
                 tracing::warn!(%error, file = %self.source.file.display(), "cannot watch the configuration; reload with SIGHUP");
             })
@@ -238,7 +238,7 @@ impl Server {
             });
         self.upkeep.follow(&self.current.load());
         let mut loaded = self.source.seen.clone();
-        let content = read(&self.source.file);
+        let content = look(&self.source.file, &mut watch);
         if content != loaded {
             loaded = content;
             self.reload();
@@ -256,7 +256,7 @@ impl Server {
                 asked = signals.next() => match asked {
                     Asked::Stop => break Drain::Alone,
                     Asked::Reload => {
-                        loaded = read(&self.source.file);
+                        loaded = look(&self.source.file, &mut watch);
                         self.reload();
                     }
                     Asked::Reopen => self.current.load().access.iter().for_each(|access| access.reopen()),
@@ -278,7 +278,7 @@ impl Server {
                 () = tokio::time::sleep(INTERFACE_RETRY), if self.kernel.is_incomplete() => self.kernel.refresh(),
                 () = changed(&mut watch) => {
                     // Other files live in the directory too: only new content is a change.
-                    let content = read(&self.source.file);
+                    let content = look(&self.source.file, &mut watch);
                     if content != loaded {
                         loaded = content;
                         self.reload();
@@ -522,9 +522,14 @@ async fn changed(watch: &mut Option<Watch>) {
     }
 }
 
-/// The file's content, to tell a change from an event; unreadable counts as empty.
-fn read(file: &Path) -> Vec<u8> {
-    std::fs::read(file).unwrap_or_default()
+/// The files' content, to tell a change from an event. Watches their folders before it looks into them.
+fn look(file: &Path, watch: &mut Option<Watch>) -> Vec<u8> {
+    loop {
+        let (content, folders) = config::watched(file);
+        if !watch.as_mut().is_some_and(|watch| watch.follow(&folders)) {
+            return content;
+        }
+    }
 }
 
 /// What affinity and cgroup quota allow.

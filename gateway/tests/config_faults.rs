@@ -78,7 +78,7 @@ b", "backend": "http://a"}]}"#,
     (
         r#"{"xyzzy": 1, "routes": [{"path": "/", "backend": "http://a"}]}"#,
         &[
-            r#"1:2: unknown key "xyzzy": known here are listen_addr, metrics_addr, workers, trusted_proxies, proxy_protocol, rate_limit, cache, routes, client_ipv6_prefix, kernel, user, timeouts, head, connections, overload, circuit_breaker, upstream, control"#,
+            r#"1:2: unknown key "xyzzy": known here are listen_addr, metrics_addr, workers, trusted_proxies, proxy_protocol, rate_limit, cache, routes, client_ipv6_prefix, kernel, user, timeouts, head, connections, overload, circuit_breaker, upstream, trace_context, access_log, control, include"#,
         ],
     ),
     (
@@ -546,7 +546,7 @@ b", "backend": "http://a"}]}"#,
     (
         r#"{"routes": [{"path": "/", "backend": "http://a"}], "odd\nkey": 1, "odd\nkey": 2}"#,
         &[
-            r#"1:52: unknown key "odd\nkey": known here are listen_addr, metrics_addr, workers, trusted_proxies, proxy_protocol, rate_limit, cache, routes, client_ipv6_prefix, kernel, user, timeouts, head, connections, overload, circuit_breaker, upstream, control"#,
+            r#"1:52: unknown key "odd\nkey": known here are listen_addr, metrics_addr, workers, trusted_proxies, proxy_protocol, rate_limit, cache, routes, client_ipv6_prefix, kernel, user, timeouts, head, connections, overload, circuit_breaker, upstream, trace_context, access_log, control, include"#,
             r"1:67: odd\nkey: this key already stands at line 1, column 52: remove one of the two",
         ],
     ),

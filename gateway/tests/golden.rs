@@ -56,6 +56,38 @@ fn documentation_shows_what_is_said() {
     }
 }
 
+/// However it is cut into files.
+#[test]
+fn files_are_joined() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().expect("it is in the folder")).expect("made");
+        fs::write(path, text).expect("written");
+    };
+    let route = |path: &str| format!(r#"{{ "path": "{path}", "backend": "http://127.0.0.1:3001" }}"#);
+    write(
+        "main.json",
+        &format!(r#"{{ "include": ["more/*.json", "none/../limits.json"], "routes": [{}] }}"#, route("/")),
+    );
+    write("none/empty", "");
+    write(
+        "limits.json",
+        r#"{ "rate_limit": { "default_rate_per_minute": 60 }, "include": ["empty/*.json"] }"#,
+    );
+    write("empty/.hidden.json", "?");
+    write("more/10.json", &format!(r#"{{ "routes": [{}, {}] }}"#, route("/b"), route("/a")));
+    write("more/20.json", &format!("\u{feff}{{ \"routes\": [{}], \"workers\": 2 }}", route("/c")));
+    write("more/30.json~", "?");
+    let read = config::examine(&folder.path().join("main.json")).unwrap_or_else(|error| panic!("{error}"));
+    let routes: Vec<_> = read.value.routes.iter().map(|route| route.path.as_str()).collect();
+    assert_eq!(routes, ["/", "/b", "/a", "/c"]);
+    let printed =
+        config::parse(&read.effective.to_string(), "printed.json").unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(printed, read.value);
+    assert_eq!((printed.workers.map(|n| n.get()), printed.rate_limit.is_some()), (Some(2), true));
+}
+
 #[test]
 fn as_json_it_says_the_same_places() {
     for (file, code) in [("unknown_keys.json", 1), ("warnings.json", 0), ("missing.json", 2)] {

@@ -1,6 +1,7 @@
 //! A new configuration while requests go on: every way it can come, and those that are refused.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, mpsc};
@@ -91,6 +92,63 @@ fn a_symbolic_link_swapped_beside_it() {
     fs::rename(next, data).unwrap();
     gateway.log.wait_for(RELOADED);
     assert_eq!(gateway.get("/").text(), "new");
+}
+
+#[test]
+fn included_files_are_followed_as_the_first_is() {
+    let pair = pair();
+    let routes = pair.gateway.directory().join("routes");
+    fs::create_dir(&routes).unwrap();
+    let route = |path: &str| json!({ "routes": [{ "path": path, "backend": pair.new.url() }] }).to_string();
+    let get = |path: &str| pair.gateway.get(path).text();
+    let mut main = route_to(&pair.old.url());
+    main["include"] = json!(["routes/*.json"]);
+    pair.gateway.write(main);
+    pair.gateway.log.wait_for(RELOADED);
+    // A new one that the glob matches, as an editor saves it.
+    fs::write(routes.join(".a.json.swp"), route("/a")).unwrap();
+    fs::rename(routes.join(".a.json.swp"), routes.join("a.json")).unwrap();
+    pair.gateway.log.wait_for(RELOADED);
+    assert_eq!((get("/a"), get("/b")), ("new".to_owned(), "old".to_owned()));
+    // A ConfigMap: each file is a link through one that is swapped.
+    for (version, path) in [("..1", "/b"), ("..2", "/c")] {
+        fs::create_dir(routes.join(version)).unwrap();
+        fs::write(routes.join(version).join("map.json"), route(path)).unwrap();
+    }
+    symlink("..1", routes.join("..data")).unwrap();
+    symlink("..data/map.json", routes.join("map.json")).unwrap();
+    pair.gateway.log.wait_for(RELOADED);
+    assert_eq!((get("/b"), get("/c")), ("new".to_owned(), "old".to_owned()));
+    symlink("..2", routes.join("..next")).unwrap();
+    fs::rename(routes.join("..next"), routes.join("..data")).unwrap();
+    pair.gateway.log.wait_for(RELOADED);
+    assert_eq!((get("/b"), get("/c")), ("old".to_owned(), "new".to_owned()));
+    // A broken one changes nothing, one that is gone and returns does.
+    fs::write(routes.join("a.json"), "{").unwrap();
+    let refused = pair.gateway.log.wait_for(REFUSED);
+    assert!(refused.contains("routes/a.json:1:1"), "{refused}");
+    assert_eq!((get("/a"), get("/c")), ("new".to_owned(), "new".to_owned()));
+    fs::remove_file(routes.join("a.json")).unwrap();
+    pair.gateway.log.wait_for(RELOADED);
+    assert_eq!(get("/a"), "old");
+    fs::write(routes.join("a.json"), route("/a")).unwrap();
+    pair.gateway.log.wait_for(RELOADED);
+    assert_eq!(get("/a"), "new");
+}
+
+#[test]
+fn a_file_written_piece_by_piece_counts_when_it_is_whole() {
+    let pair = pair();
+    let whole = complete(pair.new_config());
+    let mut file = fs::File::create(&pair.gateway.file).unwrap();
+    for byte in whole.as_bytes() {
+        file.write_all(&[*byte]).unwrap();
+    }
+    drop(file);
+    pair.gateway.log.wait_for(RELOADED);
+    pair.serves("new");
+    let reloads = pair.gateway.scrape();
+    assert_eq!(reloads.get("gateway_config_reloads_total", &[("result", "success")]), Some(1.0));
 }
 
 #[test]

@@ -25,10 +25,10 @@ impl Check {
     pub fn run(self, file: &Path) -> ExitCode {
         let read = config::examine(file);
         if self.json {
-            println!("{:#}", document(file, &read, self.print));
+            println!("{:#}", document(&read, self.print));
         } else {
             let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            eprint!("{}", report(file, &read, colours));
+            eprint!("{}", report(&read, colours));
             if let Ok(reading) = &read {
                 match self.print {
                     true => println!("{:#}", reading.effective),
@@ -42,8 +42,8 @@ impl Check {
     }
 }
 
-fn document(file: &Path, read: &Result<Reading<Config>, Error>, print: bool) -> Value {
-    let entries = |faults: &[Fault]| -> Value { faults.iter().map(|fault| entry(file, fault)).collect() };
+fn document(read: &Result<Reading<Config>, Error>, print: bool) -> Value {
+    let entries = |faults: &[Fault]| -> Value { faults.iter().map(entry).collect() };
     match read {
         Ok(reading) => {
             let mut document = json!({ "valid": true, "faults": [], "warnings": entries(&reading.warnings) });
@@ -59,33 +59,31 @@ fn document(file: &Path, read: &Result<Reading<Config>, Error>, print: bool) -> 
     }
 }
 
-fn entry(file: &Path, fault: &Fault) -> Value {
-    let Fault { line, column, key, message, excerpt: _ } = fault;
+fn entry(fault: &Fault) -> Value {
+    let Fault { file, line, column, key, message, excerpt: _ } = fault;
     json!({ "file": file.to_string_lossy(), "line": line, "column": column, "key": key, "message": message })
 }
 
 /// What is to be said to people; empty where all is well.
-fn report(file: &Path, read: &Result<Reading<Config>, Error>, colours: bool) -> String {
+fn report(read: &Result<Reading<Config>, Error>, colours: bool) -> String {
     match read {
         Ok(reading) => {
             let warnings = reading.warnings.iter();
-            warnings.map(|warning| lines(file, "warning: ", warning, colours)).collect()
+            warnings.map(|warning| lines("warning: ", warning, colours)).collect()
         }
-        Err(Error::Invalid { faults, .. }) => {
-            faults.iter().map(|fault| lines(file, "", fault, colours)).collect()
-        }
+        Err(Error::Invalid { faults, .. }) => faults.iter().map(|fault| lines("", fault, colours)).collect(),
         Err(error @ Error::Unreadable { .. }) => format!("{error}\n"),
     }
 }
 
 /// The fault's line, that of the file where it stands, and a caret under the place.
-fn lines(file: &Path, kind: &str, fault: &Fault, colours: bool) -> String {
+fn lines(kind: &str, fault: &Fault, colours: bool) -> String {
     let (colour, reset) = match (colours, kind) {
         (false, _) => ("", ""),
         (true, "") => ("\x1b[31m", "\x1b[0m"),
         (true, _) => ("\x1b[33m", "\x1b[0m"),
     };
-    let Fault { line, column, key, message, excerpt } = fault;
+    let Fault { file, line, column, key, message, excerpt } = fault;
     let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
     let (number, text) = (line.to_string(), &excerpt.text);
     let margin = " ".repeat(number.len());

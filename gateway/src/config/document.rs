@@ -6,10 +6,10 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
-use std::{fmt, str};
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
@@ -17,8 +17,14 @@ use serde_json::value::RawValue;
 
 use super::environment;
 use super::error::{Error, Excerpt, Fault};
+use super::include::{File, Files};
 use super::value::{self, quote};
 use super::written::{Written, fill};
+
+/// Names the other files.
+const INCLUDE: &str = "include";
+/// Lists of the root that several files may have a part of.
+const JOINED: [&str; 2] = [INCLUDE, "routes"];
 
 /// A document that was read, and what there is to say about it.
 pub struct Reading<T> {
@@ -36,34 +42,33 @@ pub(super) fn read<T>(
     effective: bool,
     read: impl FnOnce(&mut Object<'_>) -> Option<T>,
 ) -> Result<Reading<T>, Error> {
-    let text = str::from_utf8(bytes);
-    let valid = text.unwrap_or_else(|e| {
-        str::from_utf8(&bytes[..e.valid_up_to()]).expect("valid up to there, says the first pass")
-    });
-    // Some editors on Windows begin a file with a byte order mark.
+    let Files { text, files, .. } = Files::of(file, bytes);
     let document = Document {
-        text: valid.strip_prefix('\u{feff}').unwrap_or(valid),
+        text: &text,
+        files: &files,
         faults: RefCell::default(),
         warnings: RefCell::default(),
         defaults: effective.then(RefCell::default),
     };
-    let result = if text.is_ok() {
-        document.root().and_then(|root| root.object(read)).flatten()
-    } else {
-        document.fault(document.text.len(), "", "not UTF-8 text: save the file as UTF-8");
-        None
-    };
+    let result = document.root().map(|mut root| {
+        let value = read(&mut root);
+        root.finish();
+        value
+    });
+    let result = result.flatten();
     match result {
         Some(value) if document.faults.borrow().is_empty() => {
             let warnings = document.placed(&document.warnings);
             Ok(Reading { value, warnings, effective: document.effective() })
         }
-        _ => Err(Error::Invalid { file: file.to_owned(), faults: document.placed(&document.faults) }),
+        _ => Err(Error::Invalid { faults: document.placed(&document.faults) }),
     }
 }
 
 struct Document<'a> {
+    /// Of all files.
     text: &'a str,
+    files: &'a [File],
     faults: RefCell<Vec<Remark>>,
     warnings: RefCell<Vec<Remark>>,
     /// Where it is wanted: each key that is not there, and what holds instead.
@@ -74,39 +79,52 @@ struct Document<'a> {
 type Remark = (usize, String, String);
 
 impl<'a> Document<'a> {
-    fn root(&self) -> Option<Node<'_>> {
-        match serde_json::from_str::<&RawValue>(self.text) {
-            Ok(raw) => Some(Node { document: self, raw: raw.get(), key: String::new() }),
-            Err(error) => {
-                self.syntax(&error);
-                None
+    /// The keys of all files together; lists of routes are joined.
+    fn root(&self) -> Option<Object<'_>> {
+        let mut root = None;
+        for file in self.files {
+            let text = &self.text[file.part.clone()];
+            if file.garbled {
+                self.fault(file.part.end, "", "not UTF-8 text: save the file as UTF-8");
+                continue;
+            }
+            match serde_json::from_str::<&RawValue>(text) {
+                Ok(raw) => {
+                    let node = Node { document: self, raw: raw.get(), key: String::new(), more: Vec::new() };
+                    if !node.raw.starts_with('{') {
+                        node.mistyped::<()>("an object");
+                        continue;
+                    }
+                    node.gather(root.get_or_insert_with(|| node.empty()))?;
+                }
+                Err(error) => self.syntax(file, &error),
             }
         }
+        root
     }
 
-    fn syntax(&self, error: &serde_json::Error) {
-        if self.text.trim().is_empty() {
-            return self.fault(0, "", "the file is empty: it needs at least { \"routes\": [ ... ] }");
+    fn syntax(&self, file: &File, error: &serde_json::Error) {
+        let (start, text) = (file.part.start, &self.text[file.part.clone()]);
+        if text.trim().is_empty() {
+            return self.fault(start, "", "the file is empty: it needs at least { \"routes\": [ ... ] }");
         }
         let line_start: usize =
-            self.text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
+            text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
         // serde_json counts bytes, and stands before the first of them at the end of the text.
-        let mut offset = (line_start + error.column().saturating_sub(1)).min(self.text.len());
-        while !self.text.is_char_boundary(offset) {
+        let mut offset = (line_start + error.column().saturating_sub(1)).min(text.len());
+        while !text.is_char_boundary(offset) {
             offset -= 1;
         }
         let whole = error.to_string();
         let what = whole.split(" at line ").next().unwrap_or(&whole);
-        let advice = match self.text[offset..].chars().next() {
+        let advice = match text[offset..].chars().next() {
             _ if error.is_eof() => ": something that was opened is never closed",
             Some('/' | '#') => ": JSON has no comments, remove it",
-            Some('}' | ']') if self.text[..offset].trim_end().ends_with(',') => {
-                ": remove the comma before it"
-            }
+            Some('}' | ']') if text[..offset].trim_end().ends_with(',') => ": remove the comma before it",
             Some('\'') => ": strings and keys stand in double quotes",
             Some(_) | None => "",
         };
-        self.fault(offset, "", format!("not valid JSON: {what}{advice}"));
+        self.fault(start + offset, "", format!("not valid JSON: {what}{advice}"));
     }
 
     fn fault(&self, offset: usize, key: &str, message: impl Into<String>) {
@@ -119,6 +137,10 @@ impl<'a> Document<'a> {
         // Each is counted on from the one before it, so that many faults cost one pass over the text.
         let (mut counted, mut line, mut column) = (0, 1, 1);
         let positioned = faults.into_iter().map(|(offset, key, message)| {
+            let file = self.file(offset);
+            if counted < file.part.start {
+                (counted, line, column) = (file.part.start, 1, 1);
+            }
             let between = &self.text[counted..offset];
             if let Some(newline) = between.rfind('\n') {
                 line += between.matches('\n').count();
@@ -127,15 +149,25 @@ impl<'a> Document<'a> {
                 column += between.chars().count();
             }
             counted = offset;
-            let excerpt = Excerpt::of(self.text, offset);
-            Fault { line, column, key, message, excerpt }
+            let excerpt = Excerpt::of(&self.text[file.part.clone()], offset - file.part.start);
+            let file = file.path.clone();
+            Fault { file, line, column, key, message, excerpt }
         });
         positioned.collect()
     }
 
     fn effective(&self) -> Value {
         let Some(defaults) = &self.defaults else { return Value::Null };
-        let mut effective = serde_json::from_str(self.text).unwrap_or_default();
+        let mut effective = serde_json::json!({});
+        for file in self.files {
+            let part: Value = serde_json::from_str(&self.text[file.part.clone()]).unwrap_or_default();
+            for (key, value) in part.as_object().into_iter().flatten().filter(|(key, _)| *key != INCLUDE) {
+                match (&mut effective[key], value) {
+                    (Value::Array(all), Value::Array(more)) => all.extend(more.iter().cloned()),
+                    (place, value) => *place = value.clone(),
+                }
+            }
+        }
         // What was said last holds.
         for (path, value) in defaults.borrow_mut().drain(..).rev() {
             fill(&mut effective, &path, value);
@@ -143,11 +175,21 @@ impl<'a> Document<'a> {
         effective
     }
 
-    /// Line and column, both from 1; columns are characters.
-    fn position(&self, offset: usize) -> (usize, usize) {
-        let before = &self.text[..offset];
+    fn file(&self, offset: usize) -> &'a File {
+        &self.files[self.files.partition_point(|file| file.part.start <= offset).saturating_sub(1)]
+    }
+
+    /// Where `offset` is, for a message that is about `seen`: with the file's name if that is another.
+    fn place(&self, offset: usize, seen: usize) -> String {
+        let file = self.file(offset);
+        let before = &self.text[file.part.start..offset];
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+        // Columns are characters.
+        let (line, column) = (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1);
+        match file.part == self.file(seen).part {
+            true => format!("line {line}, column {column}"),
+            false => format!("{}:{line}:{column}", file.path.display()),
+        }
     }
 
     fn offset(&self, slice: &str) -> usize {
@@ -160,6 +202,8 @@ pub(super) struct Node<'a> {
     document: &'a Document<'a>,
     raw: &'a str,
     key: String,
+    /// Lists of other files that this one goes on with.
+    more: Vec<&'a str>,
 }
 
 impl<'a> Node<'a> {
@@ -241,13 +285,19 @@ impl<'a> Node<'a> {
 
     /// The elements of a list.
     pub(super) fn list(&self, expected: &str) -> Option<Vec<Node<'a>>> {
-        let Ok(elements) = serde_json::from_str::<Vec<&'a RawValue>>(self.raw) else {
-            return self.mistyped(expected);
-        };
+        let mut elements = Vec::new();
+        for raw in [self.raw].iter().chain(&self.more) {
+            let Ok(list) = serde_json::from_str::<Vec<&'a RawValue>>(raw) else {
+                let (document, key) = (self.document, self.key.clone());
+                return Node { document, raw, key, more: Vec::new() }.mistyped(expected);
+            };
+            elements.extend(list);
+        }
         let nodes = elements.into_iter().enumerate().map(|(index, raw)| Node {
             document: self.document,
             raw: raw.get(),
             key: format!("{}[{index}]", self.key),
+            more: Vec::new(),
         });
         Some(nodes.collect())
     }
@@ -257,34 +307,51 @@ impl<'a> Node<'a> {
         if !self.raw.starts_with('{') {
             return self.mistyped("an object");
         }
-        let Ok(Entries(entries)) = serde_json::from_str::<Entries<'a>>(self.raw) else {
-            return self.fault("has a key that is no valid string");
-        };
-        let mut object = Object {
+        let mut object = self.empty();
+        self.gather(&mut object)?;
+        let result = read(&mut object);
+        object.finish();
+        Some(result)
+    }
+
+    fn empty(&self) -> Object<'a> {
+        Object {
             document: self.document,
             start: self.document.offset(self.raw),
             key: self.key.clone(),
-            entries: HashMap::with_capacity(entries.len()),
+            entries: HashMap::new(),
             asked: Vec::new(),
+        }
+    }
+
+    /// Puts the keys of this object beside those that `object` has.
+    fn gather(&self, object: &mut Object<'a>) -> Option<()> {
+        let Ok(Entries(entries)) = serde_json::from_str::<Entries<'a>>(self.raw) else {
+            return self.fault("has a key that is no valid string");
         };
+        object.entries.reserve(entries.len());
         for (raw_key, raw) in entries {
             let Ok(name) = serde_json::from_str::<String>(raw_key.get()) else {
                 return self.fault("has a key that is no valid string");
             };
-            let node = Node { document: self.document, raw: raw.get(), key: object.path(&name) };
-            let key_offset = self.document.offset(raw_key.get());
-            if let Some(first) = object.entries.get(&name) {
-                let (line, column) = self.document.position(first.key_offset);
-                let message =
-                    format!("this key already stands at line {line}, column {column}: remove one of the two");
-                self.document.fault(key_offset, &node.key, message);
+            let (document, key, more) = (self.document, object.path(&name), Vec::new());
+            let node = Node { document, raw: raw.get(), key, more };
+            let key_offset = document.offset(raw_key.get());
+            if let Some(first) = object.entries.get_mut(&name) {
+                let same_file = document.file(first.last_offset).part == document.file(key_offset).part;
+                if JOINED.contains(&name.as_str()) && self.key.is_empty() && !same_file {
+                    first.node.more.push(node.raw);
+                    first.last_offset = key_offset;
+                    continue;
+                }
+                let place = document.place(first.last_offset, key_offset);
+                let message = format!("this key already stands at {place}: remove one of the two");
+                document.fault(key_offset, &node.key, message);
             } else {
-                object.entries.insert(name, Entry { key_offset, node });
+                object.entries.insert(name, Entry { key_offset, last_offset: key_offset, node });
             }
         }
-        let result = read(&mut object);
-        object.finish();
-        Some(result)
+        Some(())
     }
 }
 
@@ -299,6 +366,8 @@ pub(super) struct Object<'a> {
 
 struct Entry<'a> {
     key_offset: usize,
+    /// Where it stands in the last of several files.
+    last_offset: usize,
     node: Node<'a>,
 }
 
@@ -423,9 +492,23 @@ impl<'a> Object<'a> {
         self.entries.get(key).map_or(self.start, |entry| self.document.offset(entry.node.raw))
     }
 
-    /// `offset` as line and column, which takes counting all lines before it.
-    pub(super) fn position(&self, offset: usize) -> (usize, usize) {
-        self.document.position(offset)
+    /// `offset` as a message about the value at `key` names it, which takes counting all lines before it.
+    pub(super) fn place(&self, offset: usize, key: &str) -> String {
+        self.document.place(offset, self.offset(key))
+    }
+
+    /// The files that `Files` has followed already; says where that failed.
+    pub(super) fn includes(&mut self) {
+        let Some(node) = self.ask(INCLUDE) else { return };
+        for raw in [node.raw].iter().chain(&node.more) {
+            let (document, key) = (node.document, node.key.clone());
+            let list = Node { document, raw, key, more: Vec::new() };
+            let refused = &document.file(document.offset(raw)).refused;
+            for (index, element) in list.list("a list of files").into_iter().flatten().enumerate() {
+                let why = refused.iter().find(|(at, _)| *at == index).map(|(_, why)| why.clone());
+                element.string("a file such as \"routes/*.json\"", |_| why.map_or(Ok(()), Err));
+            }
+        }
     }
 
     /// The key as faults name it: an odd one must not break the line they are printed on.

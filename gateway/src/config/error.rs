@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Why there is no [`Config`](super::Config).
 #[derive(Debug, thiserror::Error)]
@@ -12,8 +12,8 @@ pub enum Error {
     #[error("{}: cannot be read: {source}{}", .file.display(), advice(.source))]
     Unreadable { file: PathBuf, source: io::Error },
     /// At least one fault, in the order of the text.
-    #[error("{}", lines(.file, .faults))]
-    Invalid { file: PathBuf, faults: Vec<Fault> },
+    #[error("{}", lines(.faults))]
+    Invalid { faults: Vec<Fault> },
 }
 
 /// Exit codes of whoever was to read it.
@@ -32,6 +32,7 @@ impl Error {
 /// One thing to mend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
+    pub file: PathBuf,
     /// From 1.
     pub line: usize,
     /// From 1, in characters.
@@ -71,7 +72,7 @@ impl Excerpt {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: ", self.line, self.column)?;
+        write!(f, "{}:{}:{}: ", self.file.display(), self.line, self.column)?;
         if !self.key.is_empty() {
             write!(f, "{}: ", self.key)?;
         }
@@ -79,8 +80,8 @@ impl fmt::Display for Fault {
     }
 }
 
-fn lines(file: &Path, faults: &[Fault]) -> String {
-    let lines: Vec<_> = faults.iter().map(|fault| format!("{}:{fault}", file.display())).collect();
+fn lines(faults: &[Fault]) -> String {
+    let lines: Vec<_> = faults.iter().map(|fault| fault.to_string()).collect();
     lines.join("\n")
 }
 

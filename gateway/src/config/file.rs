@@ -94,6 +94,7 @@ fn config(keys: &mut Object<'_>) -> Option<Config> {
         control: keys.optional("control", |node| node.object(control).flatten()),
         routes: routes?,
     };
+    keys.includes();
     if !has_budget && let Some((per_second, burst)) = kernel::budget(&config) {
         config.kernel.connections_per_second = per_second;
         config.kernel.connection_burst = burst;
@@ -119,11 +120,9 @@ fn routes(node: &Node<'_>, rate_limit: Option<&RateLimit>, share: usize) -> Opti
                 Some(route)
             }
             Entry::Occupied(first) => {
-                let (line, column) = keys.position(*first.get());
+                let place = keys.place(*first.get(), "path");
                 let and_host = if route.host.is_some() { " of the same host" } else { "" };
-                let message = format!(
-                    "the same path{and_host} is routed at line {line}, column {column}: remove one of the two"
-                );
+                let message = format!("the same path{and_host} is routed at {place}: remove one of the two");
                 keys.fault("path", message);
                 None
             }
