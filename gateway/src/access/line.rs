@@ -4,23 +4,32 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Method, StatusCode, Uri, Version};
+use http::header::{REFERER, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 
 use super::clock::Clock;
 use super::escape;
 use crate::metrics::Outcome;
 
 /// What a request asked, as it came.
-pub struct Asked {
-    pub method: Method,
-    pub uri: Uri,
+pub struct Asked<'a> {
+    pub method: &'a Method,
+    pub uri: &'a Uri,
     pub version: Version,
-    pub host: Option<HeaderValue>,
-    pub user_agent: Option<HeaderValue>,
-    pub referer: Option<HeaderValue>,
-    pub request_id: HeaderValue,
+    pub host: Option<&'a HeaderValue>,
+    pub headers: &'a HeaderMap,
+    pub request_id: &'a HeaderValue,
     /// 32 hexadecimal digits.
     pub trace_id: Option<[u8; 32]>,
+}
+
+/// The part of a line that says what was asked, made while the request is at hand. Empty where the head could not be
+/// read.
+#[derive(Default)]
+pub struct Head {
+    pub(super) bytes: Vec<u8>,
+    /// Where in the bytes begins what stands at the line's end.
+    split: usize,
 }
 
 /// What the cache did for a request.
@@ -44,8 +53,7 @@ pub struct Line<'a> {
     pub peer_text: &'a [u8],
     /// A PROXY header named the peer.
     pub relayed: bool,
-    /// `None`: the head could not be read.
-    pub asked: Option<&'a Asked>,
+    pub head: &'a Head,
     pub status: StatusCode,
     /// Of the response's body, that were handed over.
     pub bytes: u64,
@@ -87,9 +95,7 @@ impl Line<'_> {
         if self.relayed {
             out.extend_from_slice(b",\"relayed\":true");
         }
-        if let Some(asked) = self.asked {
-            asked.json(out);
-        }
+        out.extend_from_slice(&self.head.bytes);
         out.extend_from_slice(b",\"status\":");
         out.extend_from_slice(self.status.as_str().as_bytes());
         out.extend_from_slice(b",\"bytes\":");
@@ -137,23 +143,13 @@ impl Line<'_> {
         out.extend_from_slice(b" - - [");
         clock.common(self.started, out);
         out.extend_from_slice(b"] \"");
-        match self.asked {
-            Some(asked) => asked.request_line(out),
-            None => out.push(b'-'),
-        }
+        let (request, fields) = self.head.bytes.split_at(self.head.split);
+        out.extend_from_slice(if request.is_empty() { b"-" } else { request });
         out.extend_from_slice(b"\" ");
         out.extend_from_slice(self.status.as_str().as_bytes());
         out.push(b' ');
         push_number(self.bytes, out);
-        let fields = self.asked.map_or([&None, &None], |asked| [&asked.referer, &asked.user_agent]);
-        for field in fields {
-            out.extend_from_slice(b" \"");
-            match field {
-                Some(value) => escape::combined(value.as_bytes(), out),
-                None => out.push(b'-'),
-            }
-            out.push(b'"');
-        }
+        out.extend_from_slice(if fields.is_empty() { b" \"-\" \"-\"" } else { fields });
         out.push(b'\n');
     }
 
@@ -165,18 +161,37 @@ impl Line<'_> {
     }
 }
 
-impl Asked {
+impl Head {
+    pub fn json(&mut self, asked: &Asked<'_>) {
+        asked.json(&mut self.bytes);
+    }
+
+    pub fn combined(&mut self, asked: &Asked<'_>) {
+        asked.request_line(&mut self.bytes);
+        self.split = self.bytes.len();
+        for name in [REFERER, USER_AGENT] {
+            self.bytes.extend_from_slice(b" \"");
+            match asked.headers.get(name) {
+                Some(value) => escape::combined(value.as_bytes(), &mut self.bytes),
+                None => self.bytes.push(b'-'),
+            }
+            self.bytes.push(b'"');
+        }
+    }
+}
+
+impl Asked<'_> {
     fn json(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b",\"method\":\"");
         // A token has neither quotes nor backslashes.
         out.extend_from_slice(self.method.as_str().as_bytes());
-        for (key, value) in
-            [(&b"\",\"host\":\""[..], &self.host), (b"\",\"user_agent\":\"", &self.user_agent)]
-        {
-            if let Some(value) = value {
-                out.extend_from_slice(key);
-                escape::json(value.as_bytes(), out);
-            }
+        if let Some(host) = self.host {
+            out.extend_from_slice(b"\",\"host\":\"");
+            escape::json(host.as_bytes(), out);
+        }
+        if let Some(agent) = self.headers.get(USER_AGENT) {
+            out.extend_from_slice(b"\",\"user_agent\":\"");
+            escape::json(agent.as_bytes(), out);
         }
         out.extend_from_slice(b"\",\"path\":\"");
         escape::json(self.uri.path().as_bytes(), out);
@@ -229,6 +244,9 @@ fn push_address(address: IpAddr, out: &mut Vec<u8>) {
 }
 
 fn push_number(mut number: u64, out: &mut Vec<u8>) {
+    if number < 10 {
+        return out.push(b'0' + number as u8);
+    }
     let mut digits = [0; 20];
     let mut first = digits.len();
     loop {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clock::Clock;
-pub use line::{Asked, Cached, Line};
+pub use line::{Asked, Cached, Head, Line};
 use writer::Writer;
 
 use crate::config::{AccessLog, LogFormat};
@@ -22,6 +22,10 @@ use crate::metrics::{Outcome, Registry};
 
 /// What a worker gathers before it hands over; a second's worth where that is less.
 const BLOCK_BYTES: usize = 64 << 10;
+
+/// Heads that a worker keeps for requests to come, and the largest of them.
+const MOST_HEADS: usize = 64;
+const LARGEST_HEAD_BYTES: usize = 4096;
 
 /// The log as it is configured.
 pub struct Access {
@@ -67,6 +71,8 @@ pub struct Desk {
     /// Requests that went well since the last of them that was written.
     passed: Cell<u32>,
     clock: RefCell<Clock>,
+    /// Of requests that are over, for those to come.
+    heads: RefCell<Vec<Head>>,
 }
 
 impl Desk {
@@ -76,6 +82,7 @@ impl Desk {
             clock: RefCell::new(Clock::new(Instant::now())),
             lines: Cell::new(0),
             passed: Cell::new(0),
+            heads: RefCell::default(),
             access,
             registry,
             worker,
@@ -84,6 +91,25 @@ impl Desk {
 
     pub fn is_of(&self, access: &Arc<Access>) -> bool {
         Arc::ptr_eq(&self.access, access)
+    }
+
+    /// Puts down what a request asks.
+    pub fn head(&self, asked: &Asked<'_>) -> Head {
+        let mut head = self.heads.borrow_mut().pop().unwrap_or_default();
+        match self.access.config.format {
+            LogFormat::Json => head.json(asked),
+            LogFormat::Combined => head.combined(asked),
+        }
+        head
+    }
+
+    /// Keeps the room of a head that nobody needs any more.
+    pub fn recycle(&self, mut head: Head) {
+        let mut heads = self.heads.borrow_mut();
+        if heads.len() < MOST_HEADS && head.bytes.capacity() <= LARGEST_HEAD_BYTES {
+            head.bytes.clear();
+            heads.push(head);
+        }
     }
 
     /// Writes about a request that is over, unless the sample leaves it out.

@@ -3,7 +3,6 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use http::header::{REFERER, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
 
 use super::Local;
@@ -11,7 +10,7 @@ use super::client::{Client, Phase};
 use super::headers::Seen;
 use super::identity::Identity;
 use super::trace::Trace;
-use crate::access::{Asked, Desk, Line};
+use crate::access::{Asked, Desk, Head, Line};
 use crate::limit::concurrency::Permit;
 use crate::metrics::Outcome;
 
@@ -32,14 +31,13 @@ pub struct Exchange {
     /// Of the response's body.
     bytes: u64,
     /// What only the log wants to know; `None`: there is none.
-    noted: Option<Box<Noted>>,
+    noted: Option<Noted>,
 }
 
 #[derive(Default)]
 struct Noted {
-    /// `None`: the head could not be read.
-    asked: Option<Asked>,
-    rule: Option<String>,
+    head: Head,
+    rule: Option<Box<str>>,
     queued: Duration,
     answered_in: Option<Duration>,
 }
@@ -60,7 +58,7 @@ impl Exchange {
             status: StatusCode::from_u16(CLIENT_CLOSED_REQUEST).expect("three digits"),
             outcome: Outcome::ClientAbort,
             bytes: 0,
-            noted: local.desk.is_some().then(Box::default),
+            noted: local.desk.is_some().then(Noted::default),
         }
     }
 
@@ -81,16 +79,14 @@ impl Exchange {
 
     /// Notes what is asked, where that is logged.
     pub fn note<B>(&mut self, request: &Request<B>, seen: &Seen, request_id: &HeaderValue, trace: &Trace) {
-        let Some(noted) = &mut self.noted else { return };
-        let headers = request.headers();
-        noted.asked = Some(Asked {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
+        let (Some(noted), Some(desk)) = (&mut self.noted, &self.local.desk) else { return };
+        noted.head = desk.head(&Asked {
+            method: request.method(),
+            uri: request.uri(),
             version: request.version(),
-            host: seen.host.clone(),
-            user_agent: headers.get(USER_AGENT).cloned(),
-            referer: headers.get(REFERER).cloned(),
-            request_id: request_id.clone(),
+            host: seen.host.as_ref(),
+            headers: request.headers(),
+            request_id,
             trace_id: trace.id(),
         });
     }
@@ -106,7 +102,7 @@ impl Exchange {
     /// A policy refuses it.
     pub fn refused_by(&mut self, rule: &str) {
         if let Some(noted) = &mut self.noted {
-            noted.rule = Some(rule.to_owned());
+            noted.rule = Some(rule.into());
         }
     }
 
@@ -124,7 +120,7 @@ impl Exchange {
             peer: client.peer.ip(),
             peer_text: client.forwarded_for().as_bytes(),
             relayed: client.relayed.get(),
-            asked: noted.asked.as_ref(),
+            head: &noted.head,
             status: self.status,
             bytes: self.bytes,
             outcome: self.outcome,
@@ -178,8 +174,11 @@ impl Drop for Exchange {
             self.outcome = Outcome::Timeout;
         }
         self.local.cells(self.route).record(self.status.as_u16(), self.outcome, took);
-        if let (Some(noted), Some(desk)) = (&self.noted, &self.local.desk) {
-            self.log(noted, desk, took);
+        if let Some(noted) = self.noted.take()
+            && let Some(desk) = &self.local.desk
+        {
+            self.log(&noted, desk, took);
+            desk.recycle(noted.head);
         }
         if self.local.hears_of_sources && self.identity.is_peer {
             self.local.hear(&self.client, self.outcome);
