@@ -51,6 +51,8 @@ enum Verb {
     Doctor(cli::Doctor),
     /// Say what would happen to a source now, and why.
     Explain(cli::Explain),
+    /// Play a recorded access log through a configuration, and say who would have been refused.
+    Rehearse(cli::Rehearse),
     /// Networks that are never refused.
     Allow(cli::ListVerb),
     /// Networks whose connections are dropped.
@@ -94,6 +96,7 @@ fn main() -> ExitCode {
         Verb::Run { upgrade } => run(config, source, upgrade),
         Verb::Doctor(verb) => verb.run(&config),
         Verb::Explain(verb) => verb.run(&config),
+        Verb::Rehearse(verb) => verb.run(config),
         Verb::Allow(verb) => verb.run(List::Allow, &config),
         Verb::Deny(verb) => verb.run(List::Deny, &config),
         Verb::Check(_) | Verb::Syncookies => unreachable!("they have gone their way above"),

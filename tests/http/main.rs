@@ -27,6 +27,7 @@ mod overload;
 mod paths;
 mod quick_start;
 mod rate_limits;
+mod rehearse;
 mod reload;
 mod responses;
 mod retries;

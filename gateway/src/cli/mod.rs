@@ -6,6 +6,7 @@ mod check;
 mod doctor;
 mod explain;
 mod list;
+mod rehearse;
 mod time;
 
 use std::path::Path;
@@ -20,6 +21,7 @@ use crate::lists::List;
 
 pub use check::Check;
 pub use doctor::Doctor;
+pub use rehearse::Rehearse;
 
 /// The gateway said no.
 const REFUSED: u8 = 1;

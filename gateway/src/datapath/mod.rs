@@ -54,6 +54,7 @@ pub use fill::{Fill, Loud};
 pub use hosts::AddressChanges;
 pub use known::Served;
 pub use looser::looser;
+pub use penalties::Sentences;
 pub use program::{Entry, Program, Trial};
 pub use sources::{Figures, Sources, Suspect};
 pub use standings::Standings;

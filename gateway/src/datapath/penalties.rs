@@ -49,6 +49,11 @@ impl Sentence {
         STEPS[self.step].0
     }
 
+    /// Whether the source's packets are dropped.
+    pub fn blocks(&self) -> bool {
+        self.level() == BLOCKED
+    }
+
     /// The step that the next penalty has; `None`: the source is as good as new.
     fn next(&self, now_ns: u64) -> Option<usize> {
         let quiet = usize::try_from(now_ns.saturating_sub(self.until_ns) / QUIET_NS).unwrap_or(usize::MAX);
