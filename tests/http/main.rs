@@ -21,6 +21,7 @@ mod health;
 mod identity;
 mod limits;
 mod metrics;
+mod metrics_lint;
 mod mutations;
 mod names;
 mod overload;
