@@ -1,10 +1,10 @@
 //! `gateway`: arguments, logging, exit codes.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use gateway::cli;
 use gateway::config::{self, Config};
 use gateway::datapath::cookies;
@@ -57,6 +57,10 @@ enum Verb {
     Allow(cli::ListVerb),
     /// Networks whose connections are dropped.
     Deny(cli::ListVerb),
+    /// Write a shell's completions to standard output.
+    Completions { shell: clap_complete::Shell },
+    /// Write the manual page of the gateway, or of one of its verbs, to standard output.
+    Man { verb: Option<String> },
     /// What the gateway starts itself as, to have the stack take SYN cookies.
     #[command(hide = true, name = cookies::VERB)]
     Syncookies,
@@ -66,6 +70,11 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if matches!(arguments.verb, Some(Verb::Syncookies)) {
         return if cookies::serve().is_ok() { ExitCode::SUCCESS } else { CANNOT_START.into() };
+    }
+    match &arguments.verb {
+        Some(Verb::Completions { shell }) => return put(&completions(*shell)),
+        Some(Verb::Man { verb }) => return manual(verb.as_deref()),
+        _ => {}
     }
     let filter = EnvFilter::try_from_env("GATEWAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
@@ -99,7 +108,9 @@ fn main() -> ExitCode {
         Verb::Rehearse(verb) => verb.run(config),
         Verb::Allow(verb) => verb.run(List::Allow, &config),
         Verb::Deny(verb) => verb.run(List::Deny, &config),
-        Verb::Check(_) | Verb::Syncookies => unreachable!("they have gone their way above"),
+        Verb::Check(_) | Verb::Completions { .. } | Verb::Man { .. } | Verb::Syncookies => {
+            unreachable!("they have gone their way above")
+        }
     }
 }
 
@@ -111,6 +122,36 @@ fn run(config: Config, source: Source, upgrade: bool) -> ExitCode {
             CANNOT_START.into()
         }
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> Vec<u8> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "gateway", &mut text);
+    text
+}
+
+fn manual(verb: Option<&str>) -> ExitCode {
+    let mut command = Arguments::command();
+    command.build();
+    let page = match verb {
+        None => command,
+        Some(verb) => match command.find_subcommand(verb) {
+            Some(found) => found.clone(),
+            None => {
+                eprintln!("gateway: there is no verb {verb:?}: `gateway --help` lists them");
+                return config::UNREADABLE.into();
+            }
+        },
+    };
+    let mut text = Vec::new();
+    clap_mangen::Man::new(page).render(&mut text).expect("memory takes it");
+    put(&text)
+}
+
+/// A reader that has seen enough is no failure.
+fn put(text: &[u8]) -> ExitCode {
+    let _ = std::io::stdout().write_all(text);
+    ExitCode::SUCCESS
 }
 
 fn default_file() -> Option<PathBuf> {
