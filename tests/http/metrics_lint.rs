@@ -35,12 +35,18 @@ const LABELS: [&str; 21] = [
 const UNITS: [&str; 10] =
     ["ms", "us", "ns", "milliseconds", "microseconds", "minutes", "hours", "kib", "mib", "percent"];
 
+struct Sample {
+    labels: Vec<(String, String)>,
+    /// What its name has behind the family's.
+    ending: String,
+    value: f64,
+}
+
 #[derive(Default)]
 struct Family {
     help: String,
     kind: String,
-    /// The labels of each sample, its name's ending, its value.
-    samples: Vec<(Vec<(String, String)>, String, f64)>,
+    samples: Vec<Sample>,
 }
 
 fn families(text: &str) -> BTreeMap<String, Family> {
@@ -63,7 +69,8 @@ fn families(text: &str) -> BTreeMap<String, Family> {
                 let (name, value) = label.split_once("=\"").unwrap_or_else(|| panic!("{label} in {line}"));
                 (name.to_owned(), value.trim_end_matches('"').to_owned())
             });
-            let sample = (labels.collect(), ending.to_owned(), value.parse().expect("a number"));
+            let (labels, ending) = (labels.collect(), ending.to_owned());
+            let sample = Sample { labels, ending, value: value.parse().expect("a number") };
             families.get_mut(&last).expect("announced").samples.push(sample);
         }
     }
@@ -88,8 +95,8 @@ fn faults(name: &str, family: &Family) -> Vec<String> {
     check(counter == name.ends_with("_total"), "`_total` is for counters, and for all of them");
     check(!name.split('_').any(|part| UNITS.contains(&part)), "is not in a base unit");
     check(family.help.len() > 8 && family.help.ends_with('.'), "has no sentence of help");
-    for (labels, _, _) in &family.samples {
-        for (label, _) in labels {
+    for sample in &family.samples {
+        for (label, _) in &sample.labels {
             check(LABELS.contains(&label.as_str()), &format!("has a label {label} that nobody bounds"));
         }
     }
@@ -99,7 +106,9 @@ fn faults(name: &str, family: &Family) -> Vec<String> {
             labels.iter().filter(|(name, _)| name != "le").cloned().collect::<Vec<_>>()
         };
         let mut series = BTreeMap::<_, Vec<(f64, f64)>>::new();
-        for (labels, _, count) in family.samples.iter().filter(|(_, ending, _)| ending == "_bucket") {
+        for Sample { labels, value: count, .. } in
+            family.samples.iter().filter(|sample| sample.ending == "_bucket")
+        {
             let bound = labels.iter().find(|(name, _)| name == "le").expect("a bucket has one");
             series.entry(of(labels)).or_default().push((bound.1.parse().expect("a number"), *count));
         }
