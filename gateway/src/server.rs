@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -182,7 +183,9 @@ impl Server {
             State::new(current.clone(), registry.clone(), Box::new(move || kernel.metrics()))
         };
         let (drain, draining) = watch::channel(Drain::No);
-        let kept = listeners.iter().map(TcpListener::try_clone).collect::<io::Result<_>>()?;
+        // Only where a successor can ask for them: they are descriptors.
+        let kept = listeners.iter().filter(|_| socket.is_some()).map(TcpListener::try_clone);
+        let kept = kept.collect::<io::Result<_>>()?;
         let workers = listeners.into_iter().enumerate().map(|(index, listener)| {
             let (current, registry, drain) = (current.clone(), registry.clone(), draining.clone());
             Worker { index, listener, current, registry, drain }.start()
@@ -482,6 +485,10 @@ fn follow_addresses() -> io::Result<mpsc::UnboundedReceiver<()>> {
     thread::Builder::new().name("addresses".to_owned()).spawn(move || {
         loop {
             let waited = poll(&mut [PollFd::new(&changes, PollFlags::IN)], None);
+            // A profile's signals come to any thread.
+            if waited == Err(Errno::INTR) {
+                continue;
+            }
             if waited.is_err() || changes.clear().is_err() || sender.send(()).is_err() {
                 return;
             }
