@@ -22,9 +22,10 @@ use crate::system::{Contender, Programs, Setup, System, configure};
 
 const BOUND: &str = include_str!("../instructions.json");
 /// How far a count may lie above the recorded one.
-const TOLERANCE: f64 = 0.05;
-/// So many more system calls fit: the worker's clock ticks more often for a request that takes longer.
-const TICKS: f64 = 0.5;
+const TOLERANCE: f64 = 1.05;
+/// Ticks and the guard's looks are time's and not a request's, and more of them come to one on a busy machine. They
+/// read timers and files; sockets are read by other calls.
+const OF_REQUESTS: &str = "trace=!read,openat,close,statx";
 const FEW_REQUESTS: u64 = 500;
 const MANY_REQUESTS: u64 = 2_500;
 /// A process under valgrind takes its time.
@@ -56,7 +57,7 @@ struct Bound {
 /// Counts and compares with the bound.
 ///
 /// # Errors
-/// A count above its bound, valgrind or strace not being installed, a gateway that does not answer.
+/// A count more than 5 % above its bound, valgrind or strace not being installed, a gateway that does not answer.
 pub fn check(programs: &Programs) -> anyhow::Result<()> {
     let bounds: BTreeMap<String, Bound> = serde_json::from_str(BOUND).context("bench/instructions.json")?;
     let gateway = programs.path(System::Gateway).context("the gateway is not built")?;
@@ -69,30 +70,23 @@ pub fn check(programs: &Programs) -> anyhow::Result<()> {
             .with_context(|| format!("bench/instructions.json has no \"{}\"", way.name))?;
         let instructions = per_request(|requests| instructions(gateway, way, requests))?;
         let calls = per_request(|requests| system_calls(gateway, way, requests))?;
-        fits &= row(
-            [way.name, "instructions in user space"],
-            instructions,
-            bound.instructions,
-            TOLERANCE * bound.instructions,
-        );
-        fits &= row([way.name, "system calls"], calls, bound.system_calls, TICKS);
+        fits &= row([way.name, "instructions in user space"], instructions, bound.instructions, 0);
+        fits &= row([way.name, "system calls"], calls, bound.system_calls, 2);
     }
     eprintln!("took {:.0} s", begun.elapsed().as_secs_f64());
     ensure!(
         fits,
-        "above bench/instructions.json: find out what became dearer, or record the new count there"
+        "more than 5 % above bench/instructions.json: find out what became dearer, or record the new count there"
     );
     Ok(())
 }
 
-fn row([way, what]: [&str; 2], counted: f64, recorded: f64, slack: f64) -> bool {
-    // Instructions come by the thousand.
-    let decimals = if recorded < 100.0 { 2 } else { 0 };
-    let fits = counted <= recorded + slack;
-    let verdict = match (fits, counted < recorded - slack) {
+fn row([way, what]: [&str; 2], counted: f64, recorded: f64, decimals: usize) -> bool {
+    let fits = counted <= recorded * TOLERANCE;
+    let verdict = match (fits, counted < recorded / TOLERANCE) {
         (false, _) => "**above its bound**",
         (true, true) => "well below: record it in bench/instructions.json",
-        (true, false) => "as recorded",
+        (true, false) => "within 5 %",
     };
     println!("| `{way}` | {what} | {counted:.decimals$} | {recorded:.decimals$} | {verdict} |");
     fits
@@ -120,7 +114,14 @@ fn callgrind_total(text: &str) -> Option<u64> {
 
 fn system_calls(gateway: &Path, way: Way, requests: u64) -> anyhow::Result<u64> {
     let text = observe(gateway, way, requests, "strace", |output| {
-        vec!["-f".into(), "-c".into(), "-o".into(), output.display().to_string()]
+        vec![
+            "-f".into(),
+            "-c".into(),
+            "-e".into(),
+            OF_REQUESTS.into(),
+            "-o".into(),
+            output.display().to_string(),
+        ]
     })?;
     strace_total(&text).context("strace wrote no total")
 }
@@ -196,8 +197,8 @@ mod tests {
     }
 
     #[test]
-    fn a_count_may_lie_so_far_above() {
-        assert!(row(["x", "y"], 104.9, 100.0, 5.0));
-        assert!(!row(["x", "y"], 105.1, 100.0, 5.0));
+    fn the_bound_is_five_percent() {
+        assert!(row(["x", "y"], 104.9, 100.0, 0));
+        assert!(!row(["x", "y"], 105.1, 100.0, 0));
     }
 }
