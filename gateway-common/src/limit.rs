@@ -58,6 +58,12 @@ impl Budget {
         if debt <= self.tolerance_ns { Some(now_ns.wrapping_add(debt)) } else { None }
     }
 
+    /// Whether a bucket is not full. Then taking one adds the same to any word that it may hold.
+    #[inline(always)]
+    pub const fn is_charged(word: u64, now_ns: u64) -> bool {
+        debt(word, now_ns) > 0
+    }
+
     /// How long until one could be taken: 0 where it could be now.
     #[inline]
     pub const fn wait_ns(&self, word: u64, now_ns: u64) -> u64 {

@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code)]
 
+use core::arch::asm;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 
 use aya_ebpf::Global;
@@ -86,10 +87,9 @@ static WITH_COOKIES: Global<u8> = Global::new(0);
 static WITH_CLOCK: Global<u8> = Global::new(0);
 
 const TCP: u16 = 6;
-/// A compare-exchange lost this often means as many other connections of the same source just then. Two CPUs that do
-/// nothing else take turns at the bucket, and each was seen to lose two of three: four in a row
-/// once in 100,000. More tries than these take the verifier past its bound.
-const TRIES: usize = 16;
+/// A full bucket's first charge is exchanged for, and whoever loses that finds a charged one; losing this often means as
+/// many refills just then.
+const TRIES: usize = 4;
 /// One seed a second, listener and CPU keeps the stack taking cookies.
 const SEED_EVERY_NS: u64 = 1_000_000_000;
 
@@ -302,25 +302,29 @@ pub fn remember(holder: Holder, now: u64) {
     let _ = BUCKET.insert(holder, full, BPF_NOEXIST.into());
 }
 
-/// Charges a bucket that other CPUs may be charging too. Who loses every try is refused, so that two
-/// CPUs never grant the same connection twice.
+/// Charges a bucket that other CPUs may be charging too. A charged one is added to, which nobody loses; what turns
+/// out to be too much is given back, so that two CPUs never grant the same connection twice.
 #[inline(always)]
 fn take_from(budget: &Budget, bucket: *mut Bucket, now: u64) -> Charge {
     // SAFETY: a look-up just returned the pointer, so it is aligned and stays mapped while the program
-    // runs; if the entry is reused meanwhile, another source pays, and the exchange below still is one.
+    // runs; if the entry is reused meanwhile, another source pays, and the changes below still are one each.
     let (word, mut seen) = unsafe {
         let word = &raw mut (*bucket).full_at_ns;
         (word, word.read_volatile())
     };
     for _ in 0..TRIES {
-        let Some(next) = budget.take(seen, now) else {
-            // SAFETY: as above; a count, and a time that any of its writers may have written last.
-            unsafe {
-                add(&raw mut (*bucket).refused);
-                (&raw mut (*bucket).refused_at_ns).write_volatile(now);
+        let Some(next) = budget.take(seen, now) else { return refuse(bucket, now) };
+        if Budget::is_charged(seen, now) {
+            let cost = next.wrapping_sub(seen);
+            // SAFETY: as above.
+            let before = unsafe { fetch_add(word, cost) };
+            if budget.take(before, now).is_some() {
+                return Charge::Granted;
             }
-            return Charge::Refused;
-        };
+            // SAFETY: as above.
+            unsafe { fetch_add(word, cost.wrapping_neg()) };
+            return refuse(bucket, now);
+        }
         // SAFETY: as above. The intrinsic, because the target offers no `AtomicU64`.
         let (found, taken) = unsafe {
             atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, seen, next)
@@ -331,6 +335,29 @@ fn take_from(budget: &Budget, bucket: *mut Bucket, now: u64) -> Charge {
         seen = found;
     }
     Charge::Contended
+}
+
+/// Adds, and tells what was there before.
+///
+/// # Safety
+/// `word` is an aligned word of a map's value.
+#[inline(always)]
+unsafe fn fetch_add(word: *mut u64, by: u64) -> u64 {
+    let before: u64;
+    // SAFETY: the caller's promise. By hand, since the compiler knows of no sum with an answer for this target; the
+    // kernel has it for as long as the exchange (Linux 5.12).
+    unsafe { asm!("{0} = atomic_fetch_add((u64 *)({1} + 0), {0})", inout(reg) by => before, in(reg) word) };
+    before
+}
+
+#[inline(always)]
+fn refuse(bucket: *mut Bucket, now: u64) -> Charge {
+    // SAFETY: as in `take_from`; a count, and a time that any of its writers may have written last.
+    unsafe {
+        add(&raw mut (*bucket).refused);
+        (&raw mut (*bucket).refused_at_ns).write_volatile(now);
+    }
+    Charge::Refused
 }
 
 /// Whether this CPU has room for another source without a bucket.
