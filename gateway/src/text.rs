@@ -25,17 +25,8 @@ impl Text {
         self.length += text.len();
     }
 
-    pub fn push_number(&mut self, mut number: u64) {
-        let mut digits = [0; 20];
-        let mut first = digits.len();
-        loop {
-            first -= 1;
-            digits[first] = b'0' + (number % 10) as u8;
-            number /= 10;
-            if number == 0 {
-                break;
-            }
-        }
+    pub fn push_number(&mut self, number: u64) {
+        let (digits, first) = digits(number);
         let digits = &digits[first..];
         self.bytes[self.length..][..digits.len()].copy_from_slice(digits);
         self.length += digits.len();
@@ -43,6 +34,20 @@ impl Text {
 
     pub fn value(&self) -> HeaderValue {
         HeaderValue::from_bytes(&self.bytes[..self.length]).expect("it holds visible ASCII alone")
+    }
+}
+
+/// A number's digits, and where the first of them stands.
+pub fn digits(mut number: u64) -> ([u8; 20], usize) {
+    let mut digits = [0; 20];
+    let mut first = digits.len();
+    loop {
+        first -= 1;
+        digits[first] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return (digits, first);
+        }
     }
 }
 

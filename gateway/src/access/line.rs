@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 use super::clock::Clock;
 use super::escape;
 use crate::metrics::Outcome;
+use crate::text::digits;
 
 /// What a request asked, as it came.
 pub struct Asked<'a> {
@@ -243,20 +244,11 @@ fn push_address(address: IpAddr, out: &mut Vec<u8>) {
     write!(out, "{address}").expect("memory takes every byte");
 }
 
-fn push_number(mut number: u64, out: &mut Vec<u8>) {
+fn push_number(number: u64, out: &mut Vec<u8>) {
     if number < 10 {
         return out.push(b'0' + number as u8);
     }
-    let mut digits = [0; 20];
-    let mut first = digits.len();
-    loop {
-        first -= 1;
-        digits[first] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
+    let (digits, first) = digits(number);
     out.extend_from_slice(&digits[first..]);
 }
 
