@@ -155,22 +155,8 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
 /// The number of the interface that a link is tied to; 0: it was, and is gone.
 pub fn link_interface(link: BorrowedFd<'_>) -> io::Result<u32> {
     let mut info = LinkInfo::default();
-    let attributes = InfoByDescriptor {
-        descriptor: link.as_raw_fd().cast_unsigned(),
-        length: size_of::<LinkInfo>() as u32,
-        info: (&raw mut info) as u64,
-    };
-    // SAFETY: attributes and info live until the call returns; the kernel writes no more of the info than
-    // the length says.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_OBJ_GET_INFO_BY_FD,
-            &raw const attributes,
-            size_of::<InfoByDescriptor>(),
-        )
-    };
-    checked(result)?;
+    // SAFETY: a `LinkInfo` is integers.
+    unsafe { read_info(link, &mut info)? };
     Ok(info.interface)
 }
 
@@ -182,13 +168,23 @@ pub fn program_runs(program: BorrowedFd<'_>) -> io::Result<(Duration, u64)> {
     const RUN_TIME_NS: usize = 24;
     const RUNS: usize = 25;
     let mut info = [0_u64; WORDS];
+    // SAFETY: words are integers, and zeros are pointers that the kernel does not follow.
+    unsafe { read_info(program, &mut info)? };
+    Ok((Duration::from_nanos(info[RUN_TIME_NS]), info[RUNS]))
+}
+
+/// Fills `info` with what the kernel tells of a program, map or link.
+///
+/// # Safety
+/// Any bytes make a valid `T`, and pointers that the kernel would follow in it are null.
+unsafe fn read_info<T>(of: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     let attributes = InfoByDescriptor {
-        descriptor: program.as_raw_fd().cast_unsigned(),
-        length: size_of_val(&info) as u32,
-        info: info.as_mut_ptr() as u64,
+        descriptor: of.as_raw_fd().cast_unsigned(),
+        length: size_of::<T>() as u32,
+        info: ptr::from_mut(info) as u64,
     };
     // SAFETY: attributes and info live until the call returns; the kernel writes no more of the info than
-    // the length says, and follows none of its pointers, which are zero.
+    // the length says.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -197,8 +193,7 @@ pub fn program_runs(program: BorrowedFd<'_>) -> io::Result<(Duration, u64)> {
             size_of::<InfoByDescriptor>(),
         )
     };
-    checked(result)?;
-    Ok((Duration::from_nanos(info[RUN_TIME_NS]), info[RUNS]))
+    checked(result).map(|_| ())
 }
 
 /// Gives a program, map or link a name in a BPF file system, which keeps it.
