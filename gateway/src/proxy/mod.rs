@@ -109,7 +109,7 @@ pub struct Local {
 
 impl Proxy {
     pub fn new(worker: usize, current: Arc<Current>, registry: Arc<Registry>, wheel: Rc<Wheel>) -> Self {
-        let local = Local::first(current.load_full(), worker, registry.clone(), &wheel);
+        let local = Local::new(current.load_full(), worker, registry.clone(), &wheel, None);
         Self {
             worker,
             registry,
@@ -129,7 +129,8 @@ impl Proxy {
         let current = self.current.load();
         let mut local = self.local.borrow_mut();
         if local.snapshot.serial != current.serial {
-            let next = local.next(Arc::clone(&current), &self.wheel);
+            let (next, registry) = (Arc::clone(&current), self.registry.clone());
+            let next = Local::new(next, self.worker, registry, &self.wheel, Some(&local));
             *local = Rc::new(next);
         }
         local.clone()
@@ -436,65 +437,50 @@ fn http_date() -> HeaderValue {
 }
 
 impl Local {
-    fn first(snapshot: Arc<Snapshot>, worker: usize, registry: Arc<Registry>, wheel: &Rc<Wheel>) -> Self {
-        let fanout = Fanout::new(worker, snapshot.cache.flights.inbox(worker).clone());
-        let (limiter, turns) = (limit::Limiter::new(&snapshot), turns(&snapshot));
-        let store = limit::store(&snapshot, worker, &registry, wheel, None);
-        let lines = snapshot.routes.iter().map(|route| Line::new(route.gate.clone(), worker)).collect();
-        let (arena, dice, heard) = Default::default();
-        let hears_of_sources = snapshot.sources.is_watched();
-        let desk = desk(&snapshot, worker, &registry, None);
+    /// For `snapshot`, with the connections, the queues and all else of `before` that both have.
+    fn new(
+        snapshot: Arc<Snapshot>,
+        worker: usize,
+        registry: Arc<Registry>,
+        wheel: &Rc<Wheel>,
+        before: Option<&Self>,
+    ) -> Self {
+        let pools = before.into_iter().flat_map(|before| &before.pools);
+        let mut kept: FxHashMap<_, _> = pools.map(|pool| (Arc::as_ptr(&pool.endpoint), pool)).collect();
+        let queues = before.into_iter().flat_map(|before| &before.lines);
+        let queues: FxHashMap<_, _> = queues.map(|line| (Arc::as_ptr(&line.gate), line)).collect();
+        let lines = snapshot.routes.iter().map(|route| {
+            let queue = queues.get(&Arc::as_ptr(&route.gate)).copied();
+            queue.cloned().unwrap_or_else(|| Line::new(route.gate.clone(), worker))
+        });
+        let lines = lines.collect();
+        let own = |before: &Self| (before.arena.clone(), before.dice.clone(), before.heard.clone());
+        let (arena, dice, heard) = before.map_or_else(Default::default, own);
+        let fanout = before.map_or_else(
+            || Fanout::new(worker, snapshot.cache.flights.inbox(worker).clone()),
+            |before| before.fanout.clone(),
+        );
         let mut this = Self {
             pools: Vec::new(),
-            turns,
+            turns: turns(&snapshot),
             lines,
-            limiter,
-            store,
+            limiter: limit::Limiter::new(&snapshot),
+            store: limit::store(
+                &snapshot,
+                worker,
+                &registry,
+                wheel,
+                before.and_then(|before| before.store.as_ref()),
+            ),
+            hears_of_sources: snapshot.sources.is_watched(),
+            desk: desk(&snapshot, worker, &registry, before.and_then(|before| before.desk.as_ref())),
             snapshot,
             worker,
             registry,
             arena,
             dice,
             heard,
-            hears_of_sources,
             fanout,
-            desk,
-        };
-        this.pools = this.snapshot.endpoints.iter().map(|endpoint| this.pool(endpoint)).collect();
-        this
-    }
-
-    /// For `snapshot`, with the connections to endpoints that both have.
-    fn next(&self, snapshot: Arc<Snapshot>, wheel: &Rc<Wheel>) -> Self {
-        let mut kept: FxHashMap<_, _> =
-            self.pools.iter().map(|pool| (Arc::as_ptr(&pool.endpoint), pool)).collect();
-        let (limiter, turns) = (limit::Limiter::new(&snapshot), turns(&snapshot));
-        let (registry, fanout) = (self.registry.clone(), self.fanout.clone());
-        let (arena, dice) = (self.arena.clone(), self.dice.clone());
-        let (worker, hears_of_sources) = (self.worker, self.hears_of_sources);
-        let queues: FxHashMap<_, _> = self.lines.iter().map(|line| (Arc::as_ptr(&line.gate), line)).collect();
-        let lines = snapshot.routes.iter().map(|route| {
-            let queue = queues.get(&Arc::as_ptr(&route.gate)).copied();
-            queue.cloned().unwrap_or_else(|| Line::new(route.gate.clone(), worker))
-        });
-        let lines = lines.collect();
-        let store = limit::store(&snapshot, worker, &registry, wheel, self.store.as_ref());
-        let desk = desk(&snapshot, worker, &registry, self.desk.as_ref());
-        let mut this = Self {
-            pools: Vec::new(),
-            turns,
-            lines,
-            limiter,
-            store,
-            snapshot,
-            worker,
-            registry,
-            arena,
-            dice,
-            heard: self.heard.clone(),
-            hears_of_sources,
-            fanout,
-            desk,
         };
         let config = &this.snapshot.config;
         let pools =
