@@ -30,6 +30,7 @@ mod quick_start;
 mod rate_limits;
 mod rehearse;
 mod reload;
+mod reload_faults;
 mod responses;
 mod retries;
 mod routing;

@@ -22,6 +22,7 @@ mod privileges;
 mod process;
 mod prompt;
 mod reload;
+mod reload_faults;
 mod reply;
 mod stalls;
 mod traffic;

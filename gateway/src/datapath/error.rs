@@ -54,6 +54,11 @@ pub enum Error {
     Refused { program: &'static str, reason: String },
     #[error("{count} {what}, and the kernel half holds at most {most}: name fewer")]
     TooMany { what: &'static str, count: usize, most: usize },
+    #[error(
+        "{count} {what} before and after the change together, and the kernel half, which keeps both while it changes, \
+         holds at most {most}: change them in several steps, or restart"
+    )]
+    TooManyTogether { what: &'static str, count: usize, most: usize },
     #[error("the kernel half's map {map} cannot be used: {reason}")]
     Map { map: &'static str, reason: String },
     #[error(
@@ -75,6 +80,14 @@ impl Error {
             | MapError::InvalidValueSize { .. }
             | MapError::InvalidMapType { .. } => Self::OtherBuild { map },
             error => Self::Map { map, reason: chain(&error) },
+        }
+    }
+
+    /// That of a policy which holds an old and a new one.
+    pub(super) fn together(self) -> Self {
+        match self {
+            Self::TooMany { what, count, most } => Self::TooManyTogether { what, count, most },
+            other => other,
         }
     }
 

@@ -53,14 +53,15 @@ pub use error::Error;
 pub use fill::{Fill, Loud};
 pub use hosts::AddressChanges;
 pub use known::Served;
-pub use looser::looser;
 pub use penalties::Sentences;
+pub use policy::Staged;
 pub use program::{Entry, Program, Trial};
 pub use sources::{Figures, Sources, Suspect};
 pub use standings::Standings;
 
 use crate::config::Kernel;
 use cookies::Stack;
+use looser::looser;
 use pins::Pins;
 use policy::Slots;
 
@@ -224,6 +225,33 @@ impl Datapath {
     pub fn apply(&mut self, config: &Kernel, listeners: &[SocketAddr]) -> Result<(), Error> {
         self.slots.apply(&mut self.bpf, config, listeners)?;
         self.config.store(Arc::new(config.clone()));
+        Ok(())
+    }
+
+    /// Goes from `before`, which is in force, to the looser of it and `next`, and writes `next` beside it, ready for
+    /// [`Self::put_in_force`]. On an error `before` stays in force.
+    pub fn loosen(
+        &mut self,
+        before: &Kernel,
+        next: &Kernel,
+        listeners: &[SocketAddr],
+    ) -> Result<Staged, Error> {
+        let looser = looser(before, next);
+        // Said before anything is written: a way back forgets what entries have met.
+        Slots::fits(next, listeners)?;
+        Slots::fits(&looser, listeners).map_err(Error::together)?;
+        self.apply(&looser, listeners)?;
+        self.slots.stage(&mut self.bpf, next, listeners).inspect_err(|_| {
+            if let Err(error) = self.apply(before, listeners) {
+                tracing::error!(%error, "the kernel half lets pass more than the configuration says");
+            }
+        })
+    }
+
+    /// Puts a policy in force that is written already.
+    pub fn put_in_force(&mut self, staged: Staged) -> Result<(), Error> {
+        self.slots.put_in_force(&mut self.bpf, staged)?;
+        self.config.store(Arc::new(self.slots.config().clone()));
         Ok(())
     }
 

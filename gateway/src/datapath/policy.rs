@@ -32,6 +32,23 @@ const HEADER_BYTES: [u32; 2] = [40, 60];
 /// What every host takes (RFC 9293, 3.7.1).
 const LEAST_SEGMENT_BYTES: u32 = 536;
 
+/// A policy that is written and not in force, until another one is.
+#[must_use]
+pub struct Staged {
+    slot: u32,
+    policy: Policy,
+    config: Kernel,
+    listeners: Vec<SocketAddr>,
+    host: BTreeSet<IpAddr>,
+}
+
+/// What a policy puts into maps.
+struct Entries {
+    places: BTreeMap<SocketAddr, u32>,
+    allow: Vec<(IpNet, Rule)>,
+    deny: Vec<(IpNet, Rule)>,
+}
+
 /// Which slot is in force, and what it was made from.
 pub struct Slots {
     in_force: u32,
@@ -66,7 +83,8 @@ impl Slots {
         };
         slots.go_on(bpf)?;
         let (config, host) = (slots.config.clone(), slots.host.clone());
-        slots.write(bpf, config, listeners, host)?;
+        let staged = slots.write(bpf, config, listeners, host)?;
+        slots.put_in_force(bpf, staged)?;
         Ok(slots)
     }
 
@@ -87,6 +105,23 @@ impl Slots {
     }
 
     pub fn apply(&mut self, bpf: &mut Ebpf, config: &Kernel, listeners: &[SocketAddr]) -> Result<(), Error> {
+        let staged = self.stage(bpf, config, listeners)?;
+        self.put_in_force(bpf, staged)
+    }
+
+    /// Whether the maps have room for it.
+    pub fn fits(config: &Kernel, listeners: &[SocketAddr]) -> Result<(), Error> {
+        let host = hosts::addresses().map_err(Error::Addresses)?;
+        Entries::of(config, listeners, &host).map(drop)
+    }
+
+    /// Writes a policy that nobody goes by yet. On an error nothing is lost: the slot was nobody's.
+    pub fn stage(
+        &mut self,
+        bpf: &mut Ebpf,
+        config: &Kernel,
+        listeners: &[SocketAddr],
+    ) -> Result<Staged, Error> {
         let host = hosts::addresses().map_err(Error::Addresses)?;
         self.write(bpf, config.clone(), listeners, host)
     }
@@ -105,7 +140,8 @@ impl Slots {
         let host = hosts::addresses().map_err(Error::Addresses)?;
         let changed = host != self.host;
         if changed {
-            self.write(bpf, self.config.clone(), &self.listeners.clone(), host)?;
+            let staged = self.write(bpf, self.config.clone(), &self.listeners.clone(), host)?;
+            self.put_in_force(bpf, staged)?;
         }
         Ok(changed)
     }
@@ -121,22 +157,9 @@ impl Slots {
         config: Kernel,
         listeners: &[SocketAddr],
         host: BTreeSet<IpAddr>,
-    ) -> Result<(), Error> {
+    ) -> Result<Staged, Error> {
         let slot = (self.in_force + 1) % SLOTS as u32;
-        let places = hosts::expand(listeners, &host);
-        let allow = tries::rules(&config.allow, &config.allow_listed, &config.trusted);
-        let deny = tries::rules(&config.deny, &config.deny_listed, &[]);
-        let bounds = [
-            // Each address once more, for fragments that show no port.
-            ("addresses to listen on", places.len(), MAX_LISTENERS / SLOTS / 2),
-            ("networks in kernel.allow and trusted_proxies", allow.len(), MAX_NETWORKS / SLOTS),
-            ("networks in kernel.deny", deny.len(), MAX_NETWORKS / SLOTS),
-        ];
-        for (what, count, most) in bounds {
-            if count > most {
-                return Err(Error::TooMany { what, count, most });
-            }
-        }
+        let Entries { places, allow, deny } = Entries::of(&config, listeners, &host)?;
         let ipv4_hosts = ipv4_hosts(&places);
         write_listeners(bpf, slot, &places)?;
         write_ports(bpf, slot, &places, &ipv4_hosts, &mut self.open_ports[slot as usize])?;
@@ -157,18 +180,42 @@ impl Slots {
             ..policy(&config, &lists)
         };
         array(bpf, POLICY)?.set(slot, policy, 0).map_err(Error::map(POLICY))?;
+        Ok(Staged { slot, policy, config, listeners: listeners.to_vec(), host })
+    }
+
+    /// One store, and every packet from then on is judged by it.
+    pub fn put_in_force(&mut self, bpf: &mut Ebpf, staged: Staged) -> Result<(), Error> {
+        let Staged { slot, policy, config, listeners, host } = staged;
         array(bpf, SELECTOR)?.set(0, slot, 0).map_err(Error::map(SELECTOR))?;
         self.in_force = slot;
         self.generation = policy.generation;
-        self.epoch = epoch;
+        self.epoch = policy.epoch;
         self.config = config;
-        self.listeners = listeners.to_vec();
+        self.listeners = listeners;
         self.host = host;
         if let Err(error) = sys::wait_for_readers() {
             // The new policy is in force all the same; only a reload within microseconds could meet one.
             tracing::warn!(%error, "membarrier failed: packets still under the old policy were not awaited");
         }
         Ok(())
+    }
+}
+
+impl Entries {
+    fn of(config: &Kernel, listeners: &[SocketAddr], host: &BTreeSet<IpAddr>) -> Result<Self, Error> {
+        let places = hosts::expand(listeners, host);
+        let allow = tries::rules(&config.allow, &config.allow_listed, &config.trusted);
+        let deny = tries::rules(&config.deny, &config.deny_listed, &[]);
+        let bounds = [
+            // Each address once more, for fragments that show no port.
+            ("addresses to listen on", places.len(), MAX_LISTENERS / SLOTS / 2),
+            ("networks in kernel.allow and trusted_proxies", allow.len(), MAX_NETWORKS / SLOTS),
+            ("networks in kernel.deny", deny.len(), MAX_NETWORKS / SLOTS),
+        ];
+        match bounds.into_iter().find(|(_, count, most)| count > most) {
+            Some((what, count, most)) => Err(Error::TooMany { what, count, most }),
+            None => Ok(Self { places, allow, deny }),
+        }
     }
 }
 

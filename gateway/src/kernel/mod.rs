@@ -19,7 +19,9 @@ use prometheus::proto::{MetricFamily, MetricType};
 use crate::admin::metrics::{family, number};
 use crate::config;
 use crate::datapath::cookies::Stack;
-use crate::datapath::{self, Account, Attachment, Bequest, Datapath, Error, Hook, InterfaceChange, Sources};
+use crate::datapath::{
+    self, Account, Attachment, Bequest, Datapath, Error, Hook, InterfaceChange, Sources, Staged,
+};
 use crate::lists::{self, List, Lists};
 use crate::privileges::Identity;
 
@@ -38,6 +40,14 @@ struct State {
     config: config::Kernel,
     lists: Lists,
     state_file: Option<PathBuf>,
+}
+
+/// The kernel half between two configurations: nobody else changes it meanwhile.
+#[must_use]
+pub struct Loosened<'a> {
+    state: MutexGuard<'a, State>,
+    next: config::Kernel,
+    staged: Option<Staged>,
 }
 
 /// Why the lists stay as they were.
@@ -119,20 +129,14 @@ impl Kernel {
         self.lock().datapath.is_some()
     }
 
-    /// The first step of a reload: from here on the kernel half refuses nobody whom the old or the new
-    /// configuration lets pass. On an error the old policy stays in force.
-    pub fn loosen(&self, next: &config::Kernel) -> Result<(), Error> {
-        let mut state = self.lock();
-        let looser = datapath::looser(&state.policy(), &state.policy_of(next));
-        let listener = self.listener;
-        state.datapath.as_mut().map_or(Ok(()), |datapath| datapath.apply(&looser, &[listener]))
-    }
-
-    /// The last step of a reload, once userspace goes by it.
-    pub fn apply(&self, config: &config::Kernel) -> Result<(), Error> {
-        let mut state = self.lock();
-        state.config = config.clone();
-        state.enforce(self.listener)
+    /// The first half of a reload: from here on the kernel half refuses nobody whom the old or the new
+    /// configuration lets pass, and the new policy lies ready. On an error the old policy stays in force.
+    pub fn loosen(&self, next: &config::Kernel) -> Result<Loosened<'_>, Error> {
+        let (mut state, listener) = (self.lock(), self.listener);
+        let (before, after) = (state.policy(), state.policy_of(next));
+        let datapath = state.datapath.as_mut();
+        let staged = datapath.map(|datapath| datapath.loosen(&before, &after, &[listener])).transpose()?;
+        Ok(Loosened { state, next: next.clone(), staged })
     }
 
     /// Changes the lists, for the kernel and on disk; on an error both stay as they were. What is over by
@@ -285,6 +289,15 @@ impl Kernel {
     }
 }
 
+impl Loosened<'_> {
+    /// The second half, once userspace goes by the new configuration: one store.
+    pub fn tighten(mut self) -> Result<(), Error> {
+        self.state.config = self.next;
+        let ready = self.state.datapath.as_mut().zip(self.staged);
+        ready.map_or(Ok(()), |(datapath, staged)| datapath.put_in_force(staged))
+    }
+}
+
 impl State {
     fn policy(&self) -> config::Kernel {
         self.policy_of(&self.config)
@@ -326,6 +339,7 @@ fn host_lacks(error: &Error) -> bool {
         | Error::Another { .. }
         | Error::Attach { .. }
         | Error::TooMany { .. }
+        | Error::TooManyTogether { .. }
         | Error::NoBpfFs(_)
         | Error::Held(_)
         | Error::Persist { .. }

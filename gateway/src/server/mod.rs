@@ -1,6 +1,8 @@
-//! Wires everything together: start, reload, drain.
+//! Wires everything together: start, reload (`reload`), drain.
 //!
 //! Runs on the main thread, beside the workers; nothing here is on a request's path.
+
+mod reload;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -244,7 +246,7 @@ impl Server {
         let content = look(&self.source.file, &mut watch);
         if content != loaded {
             loaded = content;
-            self.reload();
+            let _ = self.reload();
         }
         // Said last: from here on signals, file changes and requests are all taken.
         self.say_ready()?;
@@ -260,7 +262,7 @@ impl Server {
                     Asked::Stop => break Drain::Alone,
                     Asked::Reload => {
                         loaded = look(&self.source.file, &mut watch);
-                        self.reload();
+                        let _ = self.reload();
                     }
                     Asked::Reopen => self.current.load().access.iter().for_each(|access| access.reopen()),
                 },
@@ -284,7 +286,7 @@ impl Server {
                     let content = look(&self.source.file, &mut watch);
                     if content != loaded {
                         loaded = content;
-                        self.reload();
+                        let _ = self.reload();
                     }
                 }
             }
@@ -313,55 +315,6 @@ impl Server {
         // Of an upgrade the supervisor knows nothing but this.
         tell_supervisor(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
         Ok(())
-    }
-
-    /// Validates, builds, swaps; an error leaves what is in force as it is. The kernel half gets the looser
-    /// of old and new before userspace changes, and the new one after: it is never stricter than the
-    /// configuration that is in force.
-    fn reload(&mut self) {
-        let before = self.current.load_full();
-        let fixed = |config: &Config| {
-            let kernel = &config.kernel;
-            let kernel = (kernel.interfaces.clone(), kernel.mode, kernel.persist.clone());
-            let sizes = (config.workers, config.cache.shards, config.limit_table());
-            let process = (config.user.clone(), config.control.clone());
-            (config.listen, config.metrics, process, sizes, kernel)
-        };
-        let loaded = self.source.load().map_err(|error| error.to_string()).and_then(|config| {
-            if fixed(&config) == fixed(&before.config) {
-                let access = open_log(&config, before.access.as_ref());
-                let access = access.map_err(|error| Error::AccessLog(error).to_string())?;
-                self.kernel.loosen(&config.kernel).map_err(|error| error.to_string())?;
-                Ok((config, access))
-            } else {
-                Err("listen_addr, metrics_addr, user, control, workers, cache.shards, rate_limit.num_shards, rate_limit.max_keys, \
-                     kernel.interfaces, kernel.mode and kernel.persist change with a restart only"
-                    .to_owned())
-            }
-        });
-        match loaded {
-            Ok((config, access)) => {
-                self.upkeep.resolve_new(&config);
-                let names = self.upkeep.names();
-                let mut next = Snapshot::build(config, names, Some(&before), &self.registry);
-                next.access = access;
-                let next = Arc::new(next);
-                let (generation, routes) = (next.generation, next.routes.len());
-                let kernel = next.config.kernel.clone();
-                self.put_in_force(next);
-                if let Err(error) = self.kernel.apply(&kernel) {
-                    tracing::error!(%error, "the kernel half lets pass more than the configuration says");
-                }
-                self.state.set_reload_error(None);
-                self.registry.reloads.succeeded.add(1);
-                tracing::info!(generation, routes, "configuration reloaded");
-            }
-            Err(error) => {
-                self.registry.reloads.failed.add(1);
-                tracing::error!(%error, "configuration refused; the one in force stays");
-                self.state.set_reload_error(Some(error));
-            }
-        }
     }
 
     /// The same configuration, for names that lead elsewhere.
