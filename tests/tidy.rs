@@ -29,7 +29,11 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
         &["config/", "admin/", "control/", "handover/", "cli/", "lists.rs"],
         "the configuration's format is known in one place, so are the other documents",
     ),
-    ("hyper::server::conn", &["downstream/connection.rs", "admin/"], "one owner of the client's connection"),
+    (
+        "hyper::server::conn",
+        &["downstream/connection.rs", "admin/", "control/"],
+        "one owner of the client's connection",
+    ),
     ("aya::", &["datapath/"], "the kernel is behind one door"),
     ("redis::", &["limit/cluster/"], "the store is behind one door"),
     ("allow(unsafe_code)", &["datapath/sys.rs"], "unsafe code stands in one file"),

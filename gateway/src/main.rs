@@ -49,6 +49,8 @@ enum Verb {
     Check(cli::Check),
     /// Say what this host can do for the kernel half, and what to do about the rest.
     Doctor(cli::Doctor),
+    /// Say how the running gateway is.
+    Status(cli::Status),
     /// Say what would happen to a source now, and why.
     Explain(cli::Explain),
     /// Play a recorded access log through a configuration, and say who would have been refused.
@@ -104,6 +106,7 @@ fn main() -> ExitCode {
     match arguments.verb.unwrap_or(Verb::Run { upgrade: false }) {
         Verb::Run { upgrade } => run(config, source, upgrade),
         Verb::Doctor(verb) => verb.run(&config),
+        Verb::Status(verb) => verb.run(&config),
         Verb::Explain(verb) => verb.run(&config),
         Verb::Rehearse(verb) => verb.run(config),
         Verb::Allow(verb) => verb.run(List::Allow, &config),

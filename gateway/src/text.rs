@@ -1,5 +1,5 @@
 //! Short field values put together on the stack: one allocation each, and no formatter, which costs
-//! more than all the rest of them.
+//! more than all the rest of them. And what a query's text stands for.
 
 use http::HeaderValue;
 
@@ -56,6 +56,28 @@ pub fn number(number: u64) -> HeaderValue {
     let mut text = Text::default();
     text.push_number(number);
     text.value()
+}
+
+/// A name or value of a query without its escapes; what is no escape stands for itself.
+pub fn decoded(text: &str) -> impl Iterator<Item = u8> + '_ {
+    let mut rest = text.as_bytes();
+    std::iter::from_fn(move || {
+        let (byte, length) = match rest {
+            [b'%', high, low, ..] => match (digit(*high), digit(*low)) {
+                (Some(high), Some(low)) => (high << 4 | low, 3),
+                _ => (b'%', 1),
+            },
+            [b'+', ..] => (b' ', 1),
+            [byte, ..] => (*byte, 1),
+            [] => return None,
+        };
+        rest = &rest[length..];
+        Some(byte)
+    })
+}
+
+fn digit(hex: u8) -> Option<u8> {
+    char::from(hex).to_digit(16).map(|digit| digit as u8)
 }
 
 #[cfg(test)]

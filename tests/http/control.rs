@@ -45,7 +45,7 @@ fn a_client_is_told_what_its_limits_would_say() {
         { "name": "tenant", "limit": 5, "per": "day", "key": "api_key" }
     ]);
     let gateway = start(directory, config);
-    let explain = || gateway.ask(&["explain", "127.0.0.1", "--json"]).json()["explanation"].clone();
+    let explain = || gateway.ask(&["explain", "127.0.0.1", "--json"]).json();
     let rules = |explained: &Value| {
         let rules = explained["proxy"]["rules"].as_array().unwrap();
         let row = |rule: &Value| {
@@ -80,7 +80,7 @@ fn a_client_is_told_what_its_limits_would_say() {
     ] {
         assert!(told.out.contains(line), "no {line:?} in\n{}", told.out);
     }
-    let other = gateway.ask(&["explain", "2001:db8::1:2:3:4", "--json"]).json()["explanation"].clone();
+    let other = gateway.ask(&["explain", "2001:db8::1:2:3:4", "--json"]).json();
     assert_eq!(other["proxy"]["client"], json!("2001:db8::"));
     assert_eq!(rules(&other), rules(&before));
 }
@@ -134,26 +134,12 @@ fn lists_are_kept_over_a_restart_and_end_by_themselves() {
 }
 
 #[test]
-fn only_its_owner_may_ask_and_nonsense_is_refused() {
-    use std::io::{Read, Write};
+fn only_its_owner_may_ask_and_wrong_arguments_are_refused() {
     let upstream = Upstream::ok();
     let (directory, config) = controlled(&upstream);
     let socket = directory.path().join("control.sock");
     let gateway = start(directory, config);
     assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
-    for line in ["\n", "{}\n", "{\"purge\": {}}\n", "{\"explain\": {\"source\": \"nobody\"}}\n"] {
-        let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
-        stream.write_all(line.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("{\"refused\":\"not understood: "), "{line:?}: {answer}");
-    }
-    // A line that never ends is cut.
-    let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
-    let _ = stream.write_all(&[b'x'; 100_000]);
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer);
-    assert!(answer.len() < 200, "{}", answer.len());
     assert_eq!(gateway.ask(&["explain", "127.0.0.1"]).code, Some(0));
 
     for (arguments, told) in [

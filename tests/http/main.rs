@@ -1,6 +1,7 @@
 //! HTTP through a running gateway: what issue and semantics promise, one file per promise.
 
 mod access_log;
+mod admin;
 mod bad_input;
 mod bodies;
 mod breaker;

@@ -24,7 +24,7 @@ fn start(network: &Network, upstream: &Upstream, kernel: Value) -> Gateway {
 }
 
 fn explain(gateway: &Gateway, source: &str) -> Value {
-    gateway.ask(&["explain", source, "--json"]).json()["explanation"]["kernel"].clone()
+    gateway.ask(&["explain", source, "--json"]).json()["kernel"].clone()
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Used by the test targets of this package only. Everything runs on real sockets of the loopback and
 //! on blocking threads; every wait has an end ([`PATIENCE`]) and that end is a failure.
 
+pub mod api;
 pub mod binary;
 pub mod client;
 pub mod crowd;
@@ -19,6 +20,7 @@ pub mod upstream;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+pub use api::Api;
 pub use client::Client;
 pub use crowd::{Crowd, Fate};
 pub use faulty::{Fault, Restartable};

@@ -22,6 +22,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::proto::MetricFamily;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -50,6 +52,16 @@ pub struct Progress {
     pub elapsed: Duration,
     /// Until what is still open is cut off.
     pub left: Duration,
+}
+
+/// Whether it is well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    Ok,
+    /// The newest configuration was refused, and the one before serves.
+    Degraded,
+    Draining,
 }
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -83,6 +95,19 @@ impl State {
         let Drain { since, longest } = self.drain.get()?;
         let elapsed = since.elapsed();
         Some(Progress { elapsed, left: longest.saturating_sub(elapsed) })
+    }
+
+    pub fn health(&self) -> Health {
+        match (self.drain.get(), self.reload_error()) {
+            (Some(_), _) => Health::Draining,
+            (None, Some(_)) => Health::Degraded,
+            (None, None) => Health::Ok,
+        }
+    }
+
+    /// Requests under way.
+    pub fn active(&self) -> u64 {
+        self.current.load().routes.iter().map(|route| route.gate.active()).sum()
     }
 
     /// Client connections open now.
@@ -139,7 +164,15 @@ fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> {
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    match request.uri().path() {
+    page(state, request.uri().path()).unwrap_or_else(|| {
+        let advice = "nothing here; try /metrics, /health, /healthz, /readyz or /stats\n";
+        reply(StatusCode::NOT_FOUND, "text/plain", advice)
+    })
+}
+
+/// What the port has at a path.
+pub fn page(state: &State, path: &str) -> Option<Response<Full<Bytes>>> {
+    Some(match path {
         "/metrics" => {
             reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics::render(state))
         }
@@ -150,27 +183,17 @@ fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> {
         "/readyz" => reply(StatusCode::OK, "text/plain", "ready\n"),
         "/health" => json_reply(&health(state)),
         "/stats" => json_reply(&stats(state)),
-        _ => reply(
-            StatusCode::NOT_FOUND,
-            "text/plain",
-            "nothing here; try /metrics, /health, /healthz, /readyz or /stats\n",
-        ),
-    }
+        _ => return None,
+    })
 }
 
 /// The process serves even when the newest configuration was refused, so this is a 200 that says so.
 fn health(state: &State) -> serde_json::Value {
-    let reload_error = state.reload_error();
-    let status = match (state.drain().is_some(), &reload_error) {
-        (true, _) => "draining",
-        (false, Some(_)) => "degraded",
-        (false, None) => "ok",
-    };
     json!({
-        "status": status,
+        "status": state.health(),
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_seconds": state.started.elapsed().as_secs(),
-        "config": { "generation": state.current.load().generation, "last_reload_error": reload_error },
+        "config": { "generation": state.current.load().generation, "last_reload_error": state.reload_error() },
     })
 }
 
@@ -188,7 +211,6 @@ fn stats(state: &State) -> serde_json::Value {
             (label, json!({"requests": requests, "mean_ms": mean_ms, "answers": answers}))
         })
         .collect();
-    let active: u64 = state.current.load().routes.iter().map(|route| route.gate.active()).sum();
     let drain = state.drain().map(|drain| {
         json!({ "elapsed_seconds": drain.elapsed.as_secs_f64(), "left_seconds": drain.left.as_secs_f64() })
     });
@@ -196,7 +218,7 @@ fn stats(state: &State) -> serde_json::Value {
         "uptime_seconds": state.started.elapsed().as_secs(),
         "workers": state.registry.workers.len(),
         "connections_open": state.open(),
-        "requests_active": active,
+        "requests_active": state.active(),
         "drain": drain,
         "routes": routes,
         "upstreams": upstreams::stats(state),
@@ -209,7 +231,8 @@ fn json_reply(value: &serde_json::Value) -> Response<Full<Bytes>> {
     reply(StatusCode::OK, "application/json", format!("{value:#}\n"))
 }
 
-fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+/// A whole answer, which nobody is to keep.
+pub fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));

@@ -7,6 +7,7 @@ mod doctor;
 mod explain;
 mod list;
 mod rehearse;
+mod status;
 mod time;
 
 use std::path::Path;
@@ -14,9 +15,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
+use serde::de::DeserializeOwned;
 
 use crate::config::{self, Config};
-use crate::control::{self, Answer, Request};
+use crate::control::{self, Added, Done, Entries, Request};
 use crate::lists::List;
 
 pub use check::Check;
@@ -40,6 +42,12 @@ pub struct Output {
 pub struct Explain {
     /// Whose connections and requests.
     source: std::net::IpAddr,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Args)]
+pub struct Status {
     #[command(flatten)]
     output: Output,
 }
@@ -95,48 +103,69 @@ fn socket(config: &Config) -> Result<&Path, String> {
 
 impl Explain {
     pub fn run(self, config: &Config) -> ExitCode {
-        ask(config, &Request::Explain { source: self.source }, &self.output)
+        let request = Request::get(format!("/v1/explain?source={}", self.source));
+        ask(config, &request, &self.output, |explanation| explain::lines(&explanation, time::now()))
     }
 }
 
 impl ListVerb {
     pub fn run(self, list: List, config: &Config) -> ExitCode {
-        let (request, output) = match self.verb {
+        let path = format!("/v1/lists/{}", list.name());
+        match self.verb {
             Change::Add { network, seconds, reason, trial, output } => {
-                (Request::Add { list, network, seconds, reason, trial }, output)
+                let added = Added { network, seconds, reason, trial };
+                ask(config, &Request::post(path, &added), &output, done)
             }
-            Change::Del { network, output } => (Request::Del { list, network }, output),
-            Change::List { output } => (Request::List { list }, output),
-        };
-        ask(config, &request, &output)
+            Change::Del { network, output } => {
+                ask(config, &Request::delete(format!("{path}?network={network}")), &output, done)
+            }
+            Change::List { output } => ask(config, &Request::get(path), &output, |Entries { entries }| {
+                list::lines(&entries, time::now())
+            }),
+        }
     }
 }
 
-fn ask(config: &Config, request: &Request, output: &Output) -> ExitCode {
+impl Status {
+    pub fn run(self, config: &Config) -> ExitCode {
+        ask(config, &Request::get("/v1/status"), &self.output, |status| status::lines(&status))
+    }
+}
+
+fn done(Done { message, note }: Done) -> String {
+    let note = note.map(|note| format!("note: {note}\n")).unwrap_or_default();
+    format!("{message}\n{note}")
+}
+
+/// Asks the gateway of this configuration, and prints its answer; `lines` are for people.
+fn ask<T: DeserializeOwned>(
+    config: &Config,
+    request: &Request,
+    output: &Output,
+    lines: impl FnOnce(T) -> String,
+) -> ExitCode {
     let answer =
         socket(config).and_then(|socket| control::ask(socket, request).map_err(|error| error.to_string()));
-    let answer = match answer {
-        Ok(answer) => answer,
+    let shown = answer.and_then(|answer| match answer {
+        Ok(document) if output.json => Ok(Ok(format!("{document:#}\n"))),
+        Ok(document) => match serde_json::from_value(document) {
+            Ok(document) => Ok(Ok(lines(document))),
+            Err(error) => Err(format!("what answers is no gateway of this version: {error}")),
+        },
+        Err(refusal) => Ok(Err(refusal)),
+    });
+    match shown {
+        Ok(Ok(text)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Ok(Err(refusal)) => {
+            eprintln!("gateway: {refusal}");
+            REFUSED.into()
+        }
         Err(error) => {
             eprintln!("gateway: {error}");
-            return NOT_REACHED.into();
+            NOT_REACHED.into()
         }
-    };
-    if output.json {
-        println!("{}", serde_json::to_string_pretty(&answer).expect("it has string keys and numbers only"));
-    } else {
-        match &answer {
-            Answer::Explanation(explanation) => print!("{}", explain::lines(explanation, time::now())),
-            Answer::Entries(entries) => print!("{}", list::lines(entries, time::now())),
-            Answer::Done { message, note } => {
-                println!("{message}");
-                note.iter().for_each(|note| println!("note: {note}"));
-            }
-            Answer::Refused(reason) => eprintln!("gateway: {reason}"),
-        }
-    }
-    match answer {
-        Answer::Explanation(_) | Answer::Entries(_) | Answer::Done { .. } => ExitCode::SUCCESS,
-        Answer::Refused(_) => REFUSED.into(),
     }
 }

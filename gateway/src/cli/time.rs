@@ -37,7 +37,7 @@ pub fn show(at: u64, now: u64) -> String {
 const LAST_DATE: u64 = 253_402_300_799;
 
 /// In the largest unit that gives two or more, rounded down.
-fn span(seconds: u64) -> String {
+pub fn span(seconds: u64) -> String {
     let fits = UNITS.iter().rev().find(|(_, unit)| seconds >= 2 * unit);
     let (name, unit) = fits.unwrap_or(&UNITS[0]);
     format!("{} {name}", seconds / unit)

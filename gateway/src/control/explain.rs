@@ -1,7 +1,7 @@
 //! What would happen to a source now: to its next connection request in the kernel half, to its next
 //! request in the proxy, by which rule, until when, and how to change that.
 //!
-//! `serve` answers with it, `cli` shows it. Nothing is taken or counted by asking.
+//! `cli` shows it. Nothing is taken or counted by asking.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -9,9 +9,10 @@ use std::time::Instant;
 use gateway_common::standing::{Penalty, SLOWED};
 use gateway_common::{Action, Verdict};
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::serve::now;
+use super::now;
 use crate::config::Config;
 use crate::datapath::{self, Account};
 use crate::kernel::Kernel;
@@ -20,16 +21,16 @@ use crate::lists::{List, Lists};
 use crate::proxy::identity::{Identity, is_trusted};
 use crate::snapshot::{Route, Snapshot};
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
     pub source: IpAddr,
-    /// `None`: the kernel half does not run, nothing is dropped before the proxy.
+    /// `null`: the kernel half does not run, nothing is dropped before the proxy.
     pub kernel: Option<Connections>,
     pub proxy: Requests,
 }
 
 /// The source before the kernel half.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Connections {
     /// As in `gateway_kernel_packets_total`.
     pub verdict: String,
@@ -52,7 +53,7 @@ pub struct Connections {
 }
 
 /// The source before the proxy, as the peer of a connection.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Requests {
     /// Limits know it as this: IPv6 addresses are cut.
     pub client: IpAddr,
@@ -61,13 +62,13 @@ pub struct Requests {
     /// Some route would refuse it.
     pub refused: bool,
     pub rules: Vec<RuleState>,
-    /// `None`: no refusal lately.
+    /// `null`: no refusal lately.
     pub last_ten_seconds: Option<Recent>,
     pub change: Option<String>,
 }
 
 /// A rule that counts by client or by route; those that count by a header or parameter take a request.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RuleState {
     pub route: String,
     /// As in the 429 and in `RateLimit-Policy`.
@@ -80,7 +81,7 @@ pub struct RuleState {
     pub wait_seconds: Option<u32>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Recent {
     pub requests: u32,
     pub refused: u32,

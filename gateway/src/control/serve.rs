@@ -1,137 +1,81 @@
-//! The gateway's end of the control socket: bound before privileges are given up, served beside the
-//! metrics port. It also sees entries off when their time is over.
+//! The gateway's end: accepts, finds out who asks and for what, and has it carried out. It also sees entries of the
+//! lists off when their time is over.
+//!
+//! A connection is one request: whoever asks is a person or a program that asks now and then.
 
-use std::fs;
+use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use ipnet::IpNet;
-use rustix::fs::Mode;
-use rustix::process::umask;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::sync::{Notify, mpsc};
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::{RecvFlags, recv};
+use serde::Serialize;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, Interest};
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
 
-use super::{Answer, HAND_OVER, Listed, MAX_REASON_BYTES, MAX_REQUEST_BYTES, PATIENCE, Request, explain};
-use crate::datapath;
-use crate::kernel::{ChangeError, Kernel};
-use crate::lists::{Entry, List};
-use crate::snapshot::Current;
-
-/// A bound socket; its file goes when this is dropped, where that is still allowed.
-pub struct Socket {
-    listener: UnixListener,
-    path: PathBuf,
-    /// The file is another gateway's.
-    is_left: bool,
-}
-
-/// Why there is no socket.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    #[error(
-        "control.socket {}: a running gateway answers there: stop it, or give this one another path",
-        .0.display()
-    )]
-    Taken(PathBuf),
-    #[error("control.socket {}: there is something else than a socket: move it away", .0.display())]
-    Occupied(PathBuf),
-    #[error("control.socket {}: {source}; its folder has to be there, and writable", .path.display())]
-    Bind { path: PathBuf, source: io::Error },
-}
+use super::access::Caller;
+use super::problem::Problem;
+use super::router::{self, Call, Operation, Route};
+use super::{HAND_OVER, PATIENCE, explain, now, status};
+use crate::admin::{self, State, reply};
+use crate::kernel::Kernel;
 
 /// What requests are answered from.
 pub struct Control {
     pub kernel: Kernel,
-    pub current: Arc<Current>,
+    pub state: Arc<State>,
+    pub places: Places,
     /// Lists have changed, and with them which entry ends next.
-    changed: Notify,
+    pub(super) lists_changed: Notify,
     /// Where those are heard who ask to follow this gateway.
     successors: mpsc::UnboundedSender<UnixStream>,
     /// One of them has read the lists and is about to take over.
     is_followed: AtomicBool,
 }
 
+/// Where the gateway listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Places {
+    pub proxy: SocketAddr,
+    pub metrics: SocketAddr,
+}
+
+/// Connections at once; others wait to be accepted.
+const MAX_CONNECTIONS: usize = 64;
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+const MAX_BODY_BYTES: usize = 16 * 1024;
+/// Longest line of a successor.
+const MAX_LINE_BYTES: u64 = 64;
+/// From accept to close, whatever is asked.
+const LONGEST: Duration = Duration::from_secs(300);
 const BACK_OFF: Duration = Duration::from_millis(100);
 /// Between two looks at the clock, which somebody may set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// A policy that could not be put in force is tried again after this.
 const RETRY: Duration = Duration::from_secs(10);
 
-impl Socket {
-    /// Binds; a file that a dead gateway has left is replaced. While there is one thread only, since the
-    /// file's mode comes from the process's mask.
-    pub fn bind(path: &Path) -> Result<Self, BindError> {
-        match fs::symlink_metadata(path) {
-            Ok(file) if !file.file_type().is_socket() => return Err(BindError::Occupied(path.to_owned())),
-            Ok(_) if UnixStream::connect(path).is_ok() => return Err(BindError::Taken(path.to_owned())),
-            Ok(_) => drop(fs::remove_file(path)),
-            Err(_) => {}
-        }
-        let before = umask(Mode::from_raw_mode(0o177));
-        let bound = UnixListener::bind(path);
-        umask(before);
-        let failed = |source| BindError::Bind { path: path.to_owned(), source };
-        let listener = bound.map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { listener, path: path.to_owned(), is_left: false })
-    }
-
-    /// The socket of a gateway that this one is to follow; its file is that gateway's until then.
-    pub fn inherited(listener: UnixListener, path: PathBuf) -> Self {
-        Self { listener, path, is_left: true }
-    }
-
-    /// Its file is this gateway's from here on.
-    pub fn own(&mut self) {
-        self.is_left = false;
-    }
-
-    /// A second hold on it, which leaves its file alone.
-    pub fn listener(&self) -> io::Result<UnixListener> {
-        self.listener.try_clone()
-    }
-
-    /// Closes it and leaves its file to a successor.
-    pub fn leave(mut self) {
-        self.is_left = true;
-    }
-}
-
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if !self.is_left {
-            // A user without the right to may not; the next start replaces the file.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
 impl Control {
     pub fn new(
         kernel: Kernel,
-        current: Arc<Current>,
+        state: Arc<State>,
+        places: Places,
         successors: mpsc::UnboundedSender<UnixStream>,
     ) -> Arc<Self> {
-        Arc::new(Self {
-            kernel,
-            current,
-            changed: Notify::new(),
-            successors,
-            is_followed: AtomicBool::new(false),
-        })
+        let (lists_changed, is_followed) = (Notify::new(), AtomicBool::new(false));
+        Arc::new(Self { kernel, state, places, lists_changed, successors, is_followed })
     }
 
     /// From here on lists stay as they are, or else change again.
@@ -139,25 +83,31 @@ impl Control {
         self.is_followed.store(is_followed, Relaxed);
     }
 
+    pub(super) fn is_followed(&self) -> bool {
+        self.is_followed.load(Relaxed)
+    }
+
     /// Answers at a socket for as long as it is polled.
     pub async fn serve(self: Arc<Self>, listener: io::Result<UnixListener>) {
-        let listener = listener.and_then(tokio::net::UnixListener::from_std);
-        let listener = match listener {
+        let listener = match listener.and_then(tokio::net::UnixListener::from_std) {
             Ok(listener) => listener,
             Err(error) => {
                 tracing::error!(%error, "the control socket cannot be served");
                 return;
             }
         };
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
+            let seat = room.clone().acquire_owned().await.expect("nobody closes it");
             let Ok((stream, _)) = listener.accept().await else {
-                tokio::time::sleep(BACK_OFF).await;
+                sleep(BACK_OFF).await;
                 continue;
             };
             let this = self.clone();
             tokio::spawn(async move {
+                let _seat = seat;
                 // Who asks too slowly, or leaves, gets no answer.
-                let _ = tokio::time::timeout(PATIENCE, this.converse(stream)).await;
+                let _ = timeout(LONGEST, this.meet(stream)).await;
             });
         }
     }
@@ -178,148 +128,121 @@ impl Control {
                 None => LONGEST_SLEEP,
             };
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = self.changed.notified() => {}
+                () = sleep(wait) => {}
+                () = self.lists_changed.notified() => {}
             }
         }
     }
 
-    async fn converse(&self, mut stream: tokio::net::UnixStream) -> io::Result<()> {
+    /// A successor's line begins with a quotation mark, as no request of HTTP does.
+    async fn meet(self: Arc<Self>, stream: tokio::net::UnixStream) -> io::Result<()> {
+        match timeout(PATIENCE, first_byte(&stream)).await?? {
+            b'"' => timeout(PATIENCE, self.meet_successor(stream)).await?,
+            _ => self.converse(stream, None).await,
+        }
+    }
+
+    async fn meet_successor(&self, mut stream: tokio::net::UnixStream) -> io::Result<()> {
         let (read, mut write) = stream.split();
         let mut line = Vec::new();
-        BufReader::new(read.take(MAX_REQUEST_BYTES as u64)).read_until(b'\n', &mut line).await?;
-        if serde_json::from_slice(&line).is_ok_and(|request: String| request == HAND_OVER) {
+        BufReader::new(read.take(MAX_LINE_BYTES)).read_until(b'\n', &mut line).await?;
+        if serde_json::from_slice::<String>(&line).is_ok_and(|line| line == HAND_OVER) {
             let stream = stream.into_std()?;
             stream.set_nonblocking(false)?;
             // Nobody hears it while this gateway is on its way out: the other end sees a connection that ends.
             return self.successors.send(stream).map_err(io::Error::other);
         }
-        let answer = match serde_json::from_slice(&line) {
-            Ok(request) => self.answer(request),
-            Err(error) => Answer::Refused(format!("not understood: {error}")),
-        };
-        let mut text = serde_json::to_vec(&answer).expect("it has string keys and numbers only");
-        text.push(b'\n');
-        write.write_all(&text).await
+        write.write_all(b"{\"refused\":\"not understood\"}\n").await
     }
 
-    fn answer(&self, request: Request) -> Answer {
-        if matches!(request, Request::Add { .. } | Request::Del { .. }) && self.is_followed.load(Relaxed) {
-            let reason = "another gateway is taking over, with the lists as they were: ask again in a moment";
-            return Answer::Refused(reason.to_owned());
-        }
-        match request {
-            Request::Explain { source } => match explain::explain(&self.kernel, &self.current.load(), source)
-            {
-                Ok(explanation) => Answer::Explanation(Box::new(explanation)),
-                Err(error) => Answer::Refused(error.to_string()),
-            },
-            Request::Add { list, network, seconds, reason, trial } => {
-                self.add(list, network, seconds, reason, trial)
-            }
-            Request::Del { list, network } => self.del(list, network),
-            Request::List { list } => match self.list(list) {
-                Ok(entries) => Answer::Entries(entries),
-                Err(error) => Answer::Refused(error.to_string()),
-            },
-        }
-    }
-
-    fn add(
-        &self,
-        list: List,
-        network: IpNet,
-        seconds: Option<u64>,
-        reason: Option<String>,
-        trial: bool,
-    ) -> Answer {
-        if network != network.trunc() {
-            return Answer::Refused(format!("{network} has bits set behind its prefix length"));
-        }
-        if reason.as_ref().is_some_and(|reason| reason.len() > MAX_REASON_BYTES) {
-            return Answer::Refused(format!("the reason is longer than {MAX_REASON_BYTES} bytes"));
-        }
-        let now = now();
-        let until = seconds.map(|seconds| now.saturating_add(seconds));
-        let added = self.kernel.change(now, |lists| {
-            lists.add(list, network, Entry { since: now, until, reason: reason.clone(), trial });
+    /// `peer`: of a TCP connection.
+    async fn converse(
+        self: Arc<Self>,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        peer: Option<SocketAddr>,
+    ) -> io::Result<()> {
+        let service = service_fn(|request| async {
+            let answered = self.respond(request, peer).await;
+            Ok::<_, Infallible>(answered.unwrap_or_else(Problem::response))
         });
-        match added {
-            Ok(()) => {
-                self.changed.notify_one();
-                tracing::info!(list = list.name(), %network, until, reason, "added at run time");
-                let message = match seconds {
-                    Some(seconds) => format!("{} {network} for {seconds} s", list.name()),
-                    None => format!("{} {network} for good", list.name()),
-                };
-                Answer::Done { message, note: self.note(list, network) }
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(MAX_HEAD_BYTES);
+        let served = builder.keep_alive(false).serve_connection(TokioIo::new(stream), service).await;
+        served.map_err(io::Error::other)
+    }
+
+    async fn respond(
+        &self,
+        request: Request<Incoming>,
+        peer: Option<SocketAddr>,
+    ) -> Result<Response<Full<Bytes>>, Problem> {
+        let (head, body) = request.into_parts();
+        let caller = peer.map_or(Caller::Owner, |peer| Caller::peer(peer.ip(), &head, None));
+        caller.enter()?;
+        let (route, captured) = router::find(&head.method, head.uri.path())?;
+        caller.may(route.access)?;
+        let body = read(route, &head.headers, body).await?;
+        self.carry_out(route.operation, &Call::new(route, captured, head.uri.query(), body)?)
+    }
+
+    fn carry_out(&self, operation: Operation, call: &Call) -> Result<Response<Full<Bytes>>, Problem> {
+        Ok(match operation {
+            Operation::Page(path) => admin::page(&self.state, path).expect("the table names pages there are"),
+            Operation::Status => json(&status::read(self)),
+            Operation::Explain => {
+                let snapshot = self.state.current.load();
+                json(&explain::explain(&self.kernel, &snapshot, call.parameter("source")?)?)
             }
-            Err(error) => refused(&error),
-        }
-    }
-
-    fn del(&self, list: List, network: IpNet) -> Answer {
-        let name = list.name();
-        match self.kernel.change(now(), |lists| lists.remove(list, network)) {
-            Ok(true) => {
-                self.changed.notify_one();
-                tracing::info!(list = name, %network, "removed at run time");
-                let message = format!("{network} is on the {name} list no more");
-                let note = self.configured(list).contains(&network).then(|| {
-                    format!("kernel.{name} of the configuration has it too: remove it there and reload")
-                });
-                Answer::Done { message, note }
-            }
-            Ok(false) if self.configured(list).contains(&network) => Answer::Refused(format!(
-                "{network} stands in kernel.{name} of the configuration: remove it there and reload"
-            )),
-            Ok(false) => Answer::Refused(format!("{network} is not on the {name} list")),
-            Err(error) => refused(&error),
-        }
-    }
-
-    fn list(&self, list: List) -> Result<Vec<Listed>, datapath::Error> {
-        let hits = self.kernel.hits(list)?;
-        let listed = |network: IpNet, entry| Listed { network, entry, packets: hits.get(&network).copied() };
-        let configured = self.configured(list).into_iter().map(|network| listed(network, None));
-        let lists = self.kernel.lists();
-        let added = lists.get(list).iter().filter(|(_, entry)| !entry.is_over(now()));
-        let added = added.map(|(network, entry)| listed(*network, Some(entry.clone())));
-        Ok(configured.chain(added).collect())
-    }
-
-    fn configured(&self, list: List) -> Vec<IpNet> {
-        let snapshot = self.current.load();
-        let kernel = &snapshot.config.kernel;
-        match list {
-            List::Allow => kernel.allow.clone(),
-            List::Deny => kernel.deny.clone(),
-        }
-    }
-
-    /// Why the entry does not do all that one might think.
-    fn note(&self, list: List, network: IpNet) -> Option<String> {
-        if !self.kernel.is_running() {
-            return Some(
-                "the kernel half does not run here: the entry is kept, and nothing is dropped".into(),
-            );
-        }
-        let lists = self.kernel.lists();
-        let allowed = self.configured(List::Allow).into_iter().chain(lists.get(List::Allow).keys().copied());
-        let stronger = match list {
-            List::Allow => None,
-            List::Deny => allowed.into_iter().find(|allowed| allowed.contains(&network)),
-        };
-        stronger
-            .map(|allowed| format!("{allowed} is on the allow list, which is stronger: nothing is dropped"))
+            Operation::List => json(&self.list(call.parameter("list")?)?),
+            Operation::Add => json(&self.add(call.parameter("list")?, call.document()?)?),
+            Operation::Delete => json(&self.del(call.parameter("list")?, call.parameter("network")?)?),
+        })
     }
 }
 
-fn refused(error: &ChangeError) -> Answer {
-    Answer::Refused(error.to_string())
+/// The request's body, where its row has one.
+async fn read(route: &Route, headers: &HeaderMap, body: Incoming) -> Result<Bytes, Problem> {
+    // A page in a browser may send other types without asking first.
+    let is_json = headers.get(CONTENT_TYPE).is_some_and(|kind| {
+        let kind = kind.as_bytes().split(|&byte| byte == b';').next().unwrap_or_default();
+        kind.trim_ascii().eq_ignore_ascii_case(b"application/json")
+    });
+    if route.body.is_some() && !is_json {
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        return Err(Problem::new(status, "send a JSON document, and Content-Type: application/json"));
+    }
+    let most = if route.body.is_some() { MAX_BODY_BYTES } else { 0 };
+    let read = timeout(PATIENCE, Limited::new(body, most).collect()).await;
+    let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time");
+    read.map_err(late)?.map(http_body_util::Collected::to_bytes).map_err(|error| {
+        match error.is::<LengthLimitError>() {
+            true if most == 0 => Problem::unclear("this takes no body"),
+            true => Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("a document has {MAX_BODY_BYTES} bytes at most"),
+            ),
+            false => Problem::unclear("the body broke off"),
+        }
+    })
 }
 
-/// Seconds of the Unix clock.
-pub(super) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+fn json(document: &impl Serialize) -> Response<Full<Bytes>> {
+    let mut text = serde_json::to_vec_pretty(document).expect("it has string keys and numbers only");
+    text.push(b'\n');
+    reply(StatusCode::OK, "application/json", text)
+}
+
+/// Waits for it, and leaves it to be read.
+async fn first_byte(stream: &tokio::net::UnixStream) -> io::Result<u8> {
+    loop {
+        stream.readable().await?;
+        let mut byte = [0];
+        let peek = || recv(stream, &mut byte, RecvFlags::PEEK).map_err(io::Error::from);
+        match stream.try_io(Interest::READABLE, peek) {
+            Ok((1.., _)) => return Ok(byte[0]),
+            Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
 }

@@ -129,6 +129,13 @@ impl Kernel {
         self.lock().datapath.is_some()
     }
 
+    /// The configured interfaces by name, and whether the kernel half is on each; empty where it does not run.
+    pub fn interfaces(&self) -> Vec<(String, bool)> {
+        let state = self.lock();
+        let interfaces = state.datapath.iter().flat_map(Datapath::interfaces);
+        interfaces.map(|(name, attached)| (name.to_owned(), attached)).collect()
+    }
+
     /// The first half of a reload: from here on the kernel half refuses nobody whom the old or the new
     /// configuration lets pass, and the new policy lies ready. On an error the old policy stays in force.
     pub fn loosen(&self, next: &config::Kernel) -> Result<Loosened<'_>, Error> {

@@ -11,6 +11,7 @@ use http::HeaderMap;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::config::LimitKey as Part;
+use crate::text::decoded;
 
 /// A longer value of a header or a query parameter is taken for none.
 const LONGEST_VALUE_BYTES: usize = 4096;
@@ -132,27 +133,6 @@ fn parameter<'a>(query: &'a str, name: &str) -> Option<impl Iterator<Item = u8> 
 fn only<T>(mut values: impl Iterator<Item = T>) -> Option<T> {
     let value = values.next();
     value.filter(|_| values.next().is_none())
-}
-
-fn decoded(text: &str) -> impl Iterator<Item = u8> + '_ {
-    let mut rest = text.as_bytes();
-    std::iter::from_fn(move || {
-        let (byte, length) = match rest {
-            [b'%', high, low, ..] => match (digit(*high), digit(*low)) {
-                (Some(high), Some(low)) => (high << 4 | low, 3),
-                _ => (b'%', 1),
-            },
-            [b'+', ..] => (b' ', 1),
-            [byte, ..] => (*byte, 1),
-            [] => return None,
-        };
-        rest = &rest[length..];
-        Some(byte)
-    })
-}
-
-fn digit(hex: u8) -> Option<u8> {
-    char::from(hex).to_digit(16).map(|digit| digit as u8)
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use crate::access::Access;
 use crate::admin::{self, State};
 use crate::config::{self, Config};
-use crate::control::{self, Control, Socket};
+use crate::control::{self, Control, Places, Socket};
 use crate::datapath::{self, AddressChanges};
 use crate::downstream::{Affordable, listener};
 use crate::guard;
@@ -220,9 +220,11 @@ impl Server {
         let mut signals = Signals::new()?;
         let metrics = tokio::net::TcpListener::from_std(self.metrics.try_clone()?)?;
         let admin = tokio::spawn(admin::serve(self.state.clone(), metrics));
+        let places = Places { proxy: self.bound, metrics: self.metrics.local_addr()? };
         let (successors, mut heard) = mpsc::unbounded_channel();
         let control = self.socket.as_ref().map(|socket| {
-            let control = Control::new(self.kernel.clone(), self.current.clone(), successors);
+            let (kernel, state) = (self.kernel.clone(), self.state.clone());
+            let control = Control::new(kernel, state, places, successors);
             let tasks = [
                 tokio::spawn(control.clone().see_off()),
                 tokio::spawn(control.clone().serve(socket.listener())),

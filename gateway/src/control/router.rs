@@ -1,0 +1,244 @@
+//! What the admin API has: one table of methods and paths, which requests are answered by and the OpenAPI document is
+//! written from.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use schemars::{Schema, SchemaGenerator};
+use serde::de::DeserializeOwned;
+
+use super::access::Access;
+use super::problem::Problem;
+use super::{Added, Done, Entries, explain, status};
+use crate::lists::List;
+use crate::text::decoded;
+
+/// A row of the table.
+pub struct Route {
+    pub method: &'static Method,
+    /// A segment in braces is a parameter.
+    pub path: &'static str,
+    pub operation: Operation,
+    pub access: Access,
+    pub summary: &'static str,
+    /// Those of the path first, then those of the query, all required.
+    pub parameters: &'static [Parameter],
+    /// What is sent along.
+    pub body: Option<Document>,
+    pub answer: Answer,
+}
+
+/// What is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// One of the metrics port's, at the same path.
+    Page(&'static str),
+    Status,
+    Explain,
+    List,
+    Add,
+    Delete,
+}
+
+/// The schema of a document.
+pub type Document = fn(&mut SchemaGenerator) -> Schema;
+
+pub struct Parameter {
+    pub name: &'static str,
+    pub schema: Document,
+    pub what: &'static str,
+}
+
+pub enum Answer {
+    Json(Document),
+    /// Of this content type.
+    Other(&'static str),
+}
+
+const fn document<T: schemars::JsonSchema>() -> Document {
+    SchemaGenerator::subschema_for::<T>
+}
+
+const GET: Route = Route {
+    method: &Method::GET,
+    path: "",
+    operation: Operation::Status,
+    access: Access::Local,
+    summary: "",
+    parameters: &[],
+    body: None,
+    answer: Answer::Other(TEXT),
+};
+const CHANGE: Route = Route { method: &Method::POST, access: Access::Change, ..GET };
+
+const TEXT: &str = "text/plain";
+const JSON: &str = "application/json";
+
+const LIST: Parameter = Parameter { name: "list", schema: document::<List>(), what: "Which list." };
+const NETWORK: Parameter = Parameter {
+    name: "network",
+    schema: document::<String>(),
+    what: "As it stands on the list, or one address.",
+};
+const SOURCE: Parameter = Parameter {
+    name: "source",
+    schema: document::<std::net::IpAddr>(),
+    what: "Whose connections and requests.",
+};
+
+pub static ROUTES: &[Route] = &[
+    Route {
+        path: "/v1/status",
+        operation: Operation::Status,
+        summary: "How the gateway is.",
+        answer: Answer::Json(document::<status::Status>()),
+        ..GET
+    },
+    Route {
+        path: "/v1/explain",
+        operation: Operation::Explain,
+        access: Access::Private,
+        summary: "What would happen to a source now, and why. Nothing is taken or counted by asking.",
+        parameters: &[SOURCE],
+        answer: Answer::Json(document::<explain::Explanation>()),
+        ..GET
+    },
+    Route {
+        path: "/v1/lists/{list}",
+        operation: Operation::List,
+        access: Access::Private,
+        summary: "Networks that the kernel half never refuses, or drops; the configuration's part included.",
+        parameters: &[LIST],
+        answer: Answer::Json(document::<Entries>()),
+        ..GET
+    },
+    Route {
+        path: "/v1/lists/{list}",
+        operation: Operation::Add,
+        summary: "Puts a network on the list, or changes its end and reason there.",
+        parameters: &[LIST],
+        body: Some(document::<Added>()),
+        answer: Answer::Json(document::<Done>()),
+        ..CHANGE
+    },
+    Route {
+        method: &Method::DELETE,
+        path: "/v1/lists/{list}",
+        operation: Operation::Delete,
+        summary: "Takes a network off the list.",
+        parameters: &[LIST, NETWORK],
+        answer: Answer::Json(document::<Done>()),
+        ..CHANGE
+    },
+    page("/metrics", "Everything that is counted, for Prometheus.", TEXT),
+    page("/health", "Whether it is well, in JSON: `ok`, `degraded` or `draining`.", JSON),
+    page("/healthz", "Whether the process serves.", TEXT),
+    page("/readyz", "Whether it takes requests: 503 while it drains.", TEXT),
+    page("/stats", "Sums by route and upstream, in JSON.", JSON),
+];
+
+const fn page(path: &'static str, summary: &'static str, kind: &'static str) -> Route {
+    Route {
+        path,
+        operation: Operation::Page(path),
+        access: Access::Open,
+        summary,
+        answer: Answer::Other(kind),
+        ..GET
+    }
+}
+
+/// A request that has found its row.
+#[derive(Debug)]
+pub struct Call {
+    /// Of the path and of the query.
+    parameters: Vec<(String, String)>,
+    pub body: Bytes,
+}
+
+/// Parameters of a path, by name.
+type Captured<'a> = Vec<(&'static str, &'a str)>;
+
+/// The row for a request, and what its path says.
+pub fn find<'a>(method: &Method, path: &'a str) -> Result<(&'static Route, Captured<'a>), Problem> {
+    let method = if method == Method::HEAD { &Method::GET } else { method };
+    let mut allow = Vec::new();
+    for route in ROUTES {
+        match captured(route.path, path) {
+            Some(captured) if route.method == method => return Ok((route, captured)),
+            Some(_) => allow.push(route.method),
+            None => {}
+        }
+    }
+    Err(match allow.is_empty() {
+        true => {
+            Problem::new(StatusCode::NOT_FOUND, "there is no such path: docs/admin.md lists those there are")
+        }
+        false => Problem::method(allow),
+    })
+}
+
+fn captured<'a>(pattern: &'static str, path: &'a str) -> Option<Captured<'a>> {
+    let (mut pattern, mut path) = (pattern.split('/'), path.split('/'));
+    let mut captured = Vec::new();
+    loop {
+        match (pattern.next(), path.next()) {
+            (None, None) => return Some(captured),
+            (Some(name), Some(value)) => match name.strip_prefix('{').and_then(|name| name.strip_suffix('}'))
+            {
+                Some(name) => captured.push((name, value)),
+                None if name == value => {}
+                None => return None,
+            },
+            (_, _) => return None,
+        }
+    }
+}
+
+impl Call {
+    /// Every parameter of the row has to be there, once, and no other.
+    pub fn new(
+        route: &Route,
+        captured: Captured<'_>,
+        query: Option<&str>,
+        body: Bytes,
+    ) -> Result<Self, Problem> {
+        let unclear = |detail: String| Err(Problem::unclear(detail));
+        let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+        let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let mut parameters: Vec<(String, String)> = Vec::new();
+        for (name, value) in captured.into_iter().chain(pairs) {
+            let Ok(value) = String::from_utf8(decoded(value).collect()) else {
+                return unclear(format!("the parameter {name:?} is no UTF-8"));
+            };
+            if !route.parameters.iter().any(|known| known.name == name) {
+                return unclear(format!("there is no parameter {name:?} here"));
+            }
+            if parameters.iter().any(|(known, _)| known == name) {
+                return unclear(format!("the parameter {name:?} stands there twice"));
+            }
+            parameters.push((name.to_owned(), value));
+        }
+        let is_missing = |name| !parameters.iter().any(|(known, _)| known == name);
+        match route.parameters.iter().find(|known| is_missing(known.name)) {
+            Some(Parameter { name, what, .. }) => {
+                unclear(format!("the parameter {name:?} is missing: {what}"))
+            }
+            None => Ok(Self { parameters, body }),
+        }
+    }
+
+    /// One of the row's parameters.
+    pub fn parameter<T: FromStr<Err: Display>>(&self, name: &str) -> Result<T, Problem> {
+        let value = self.parameters.iter().find(|(known, _)| known == name);
+        let (_, value) = value.expect("a row has the parameters that its operation asks for");
+        value.parse().map_err(|error| Problem::unclear(format!("{name} {value:?}: {error}")))
+    }
+
+    pub fn document<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        serde_json::from_slice(&self.body)
+            .map_err(|error| Problem::unclear(format!("not understood: {error}")))
+    }
+}

@@ -1,0 +1,166 @@
+//! The admin API: what it answers, whom, and what it refuses.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use gateway_tests::gateway::{complete, route_to};
+use gateway_tests::{Api, Gateway, Upstream};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A gateway to `upstream` with a control socket, on a configuration that `adjust` has changed.
+fn start(upstream: &Upstream, adjust: impl FnOnce(&mut Value)) -> Gateway {
+    let directory = TempDir::new().expect("there is room for a folder");
+    let mut config = route_to(&upstream.url());
+    config["control"] = json!({
+        "socket": directory.path().join("control.sock"), "state_file": directory.path().join("state.json")
+    });
+    adjust(&mut config);
+    let file = directory.path().join("gateway.json");
+    fs::write(&file, complete(config)).expect("there is room for a file");
+    Gateway::run(directory, file, |_| {})
+}
+
+#[test]
+fn it_says_how_the_gateway_is() {
+    let upstream = Upstream::ok();
+    let gateway = start(&upstream, |_| {});
+    let api = Api::of(&gateway);
+    let status = api.get("/v1/status").json();
+    assert_eq!(status["health"], json!("ok"));
+    assert_eq!(status["version"], json!(env!("CARGO_PKG_VERSION")));
+    assert_eq!(status["pid"], json!(gateway.id()));
+    assert_eq!(status["listeners"]["proxy"], json!(gateway.address.to_string()));
+    assert_eq!(status["listeners"]["metrics"], json!(gateway.metrics.to_string()));
+    assert_eq!((&status["workers"], &status["routes"]), (&json!(2), &json!(1)));
+    assert_eq!(status["config"]["generation"], json!(1));
+    assert_eq!(status["config"]["last_reload_error"], Value::Null);
+    assert_eq!(status["kernel"], json!({ "running": false, "interfaces": [] }));
+
+    fs::write(&gateway.file, "{").unwrap();
+    gateway.log.wait_for("configuration refused");
+    let status = api.get("/v1/status").json();
+    assert_eq!((&status["health"], &status["config"]["reloads_failed"]), (&json!("degraded"), &json!(1)));
+    assert!(status["config"]["last_reload_error"].as_str().unwrap().contains("not valid JSON"), "{status}");
+}
+
+#[test]
+fn it_has_the_pages_of_the_metrics_port() {
+    let upstream = Upstream::ok();
+    let gateway = start(&upstream, |_| {});
+    for (target, kind, holds) in [
+        ("/metrics", "text/plain; version=0.0.4; charset=utf-8", "gateway_connections_open"),
+        ("/health", "application/json", "\"ok\""),
+        ("/healthz", "text/plain", "ok"),
+        ("/readyz", "text/plain", "ready"),
+        ("/stats", "application/json", "connections_open"),
+    ] {
+        let answer = Api::of(&gateway).get(target);
+        assert_eq!((answer.status(), answer.field("content-type")), (200, Some(kind)), "{target}");
+        assert!(answer.text().contains(holds), "{target}: {answer}");
+    }
+}
+
+#[test]
+fn lists_are_changed_by_documents() {
+    let upstream = Upstream::ok();
+    let gateway = start(&upstream, |_| {});
+    let api = Api::of(&gateway);
+    let added =
+        api.post("/v1/lists/deny", &json!({ "network": "203.0.113.0/24", "seconds": 60, "reason": "r" }));
+    assert_eq!((added.status(), &added.json()["message"]), (200, &json!("deny 203.0.113.0/24 for 60 s")));
+    let listed = api.get("/v1/lists/deny").json();
+    assert_eq!(listed["entries"][0]["network"], json!("203.0.113.0/24"));
+    assert_eq!(listed["entries"][0]["entry"]["reason"], json!("r"));
+    let target = "/v1/lists/deny?network=203.0.113.0%2F24";
+    assert_eq!(api.delete(target).status(), 200, "escaped, as programs send it");
+    assert_eq!(api.delete(target).status(), 404);
+    assert_eq!(api.get("/v1/lists/deny").json(), json!({ "entries": [] }));
+}
+
+/// Each is refused by a problem that says what to do instead.
+#[test]
+fn what_it_does_not_understand_it_refuses() {
+    let upstream = Upstream::ok();
+    let gateway = start(&upstream, |_| {});
+    let api = Api::of(&gateway);
+    let typed = api.with("Content-Type", "application/json");
+    let large = format!("{{\"reason\": \"{}\"}}", "x".repeat(16 * 1024));
+    for (answer, status, told) in [
+        (api.get("/"), 404, "there is no such path"),
+        (api.get("/v1/statuses"), 404, "there is no such path"),
+        (api.get("/v1/status/"), 404, "there is no such path"),
+        (api.ask("PUT", "/v1/status", ""), 405, "the methods here are GET"),
+        (api.ask("PATCH", "/v1/lists/deny", ""), 405, "the methods here are GET, POST, DELETE"),
+        (api.get("/v1/status?verbose=1"), 400, "there is no parameter \"verbose\" here"),
+        (api.get("/v1/explain"), 400, "the parameter \"source\" is missing"),
+        (api.get("/v1/explain?source=nobody"), 400, "invalid IP address syntax"),
+        (api.get("/v1/explain?source=::1&source=::2"), 400, "stands there twice"),
+        (api.get("/v1/explain?source=%ff"), 400, "is no UTF-8"),
+        (api.get("/v1/lists/grey"), 400, "there are the lists \"allow\" and \"deny\""),
+        (api.ask("POST", "/v1/lists/deny", "{}"), 415, "Content-Type: application/json"),
+        (typed.ask("POST", "/v1/lists/deny", "{"), 400, "not understood: EOF"),
+        (typed.ask("POST", "/v1/lists/deny", ""), 400, "not understood: EOF"),
+        (typed.ask("POST", "/v1/lists/deny", "{}"), 400, "missing field `network`"),
+        (typed.ask("POST", "/v1/lists/deny", "{\"network\": \"x\"}"), 400, "invalid IP address syntax"),
+        (
+            typed.ask("POST", "/v1/lists/deny", "{\"network\": \"::1/128\", \"for\": 1}"),
+            400,
+            "unknown field `for`",
+        ),
+        (typed.ask("POST", "/v1/lists/deny", &large), 413, "16384 bytes at most"),
+        (typed.ask("GET", "/v1/status", "{}"), 400, "this takes no body"),
+    ] {
+        assert_eq!(answer.status(), status, "{told}: {answer}");
+        assert_eq!(answer.field("content-type"), Some("application/problem+json"), "{told}");
+        let problem = answer.json();
+        assert_eq!(problem["status"], json!(status));
+        assert!(problem["detail"].as_str().unwrap().contains(told), "{told}: {problem}");
+        let allow = told.strip_prefix("the methods here are ");
+        assert_eq!(answer.field("allow"), allow);
+    }
+    let head = api.ask("HEAD", "/v1/status", "");
+    assert_eq!((head.status(), head.body.len()), (200, 0));
+}
+
+#[test]
+fn what_is_no_request_is_answered_or_closed() {
+    let upstream = Upstream::ok();
+    let gateway = start(&upstream, |_| {});
+    let socket = gateway.directory().join("control.sock");
+    let said = |bytes: &[u8]| {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        let _ = stream.write_all(bytes);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8(answer).unwrap()
+    };
+    // What a command line of another version may say.
+    assert!(said(b"{\"explain\": {\"source\": \"::1\"}}\n").starts_with("HTTP/1.1 400"), "no request");
+    assert_eq!(said(b"\"who knows\"\n"), "{\"refused\":\"not understood\"}\n");
+    let endless = said(&[b'"'; 100_000]);
+    assert!(endless.is_empty() || endless.starts_with("{\"refused\""), "{endless}");
+    let head = said(&[b"GET /v1/status HTTP/1.1\r\nx: ".as_slice(), &[b'x'; 100_000]].concat());
+    assert!(head.is_empty() || head.starts_with("HTTP/1.1 431"), "{head}");
+    assert_eq!(Api::of(&gateway).get("/v1/status").status(), 200);
+}
+
+/// Those who say nothing hold as many places as there are, and lose them in ten seconds.
+#[test]
+fn the_silent_make_room() {
+    let upstream = Upstream::ok();
+    let gateway = start(&upstream, |_| {});
+    let socket = gateway.directory().join("control.sock");
+    let mut silent: Vec<_> = (0..64).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    for (stream, part) in
+        silent.iter_mut().zip(["GET", "GET / HTTP/1.1\r\nHost: a\r\n", "\"hand"].iter().cycle())
+    {
+        stream.write_all(part.as_bytes()).unwrap();
+    }
+    // It is accepted when the first of them is gone.
+    assert_eq!(Api::of(&gateway).get("/v1/status").status(), 200);
+    for mut stream in silent {
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+}
