@@ -396,28 +396,8 @@ b", "backend": "http://a"}]}"#,
         &[r#"1:60: user: "a b" is no user: write "name", "name:group" or "UID:GID""#],
     ),
     (
-        r#"{"routes": [{"path": "/", "backend": "http://a"}], "control": {"socket": "", "state_file": "/a/"}}"#,
-        &[
-            r#"1:74: control.socket: "" is no path of a file"#,
-            r#"1:92: control.state_file: "/a/" is no path of a file"#,
-        ],
-    ),
-    (
         r#"{"routes": [{"path": "/", "backend": "http://a"}], "kernel": {"persist": true}}"#,
         &[r#"1:74: kernel.persist: must be a folder such as "/sys/fs/bpf/gateway", is true"#],
-    ),
-    (
-        r#"{"routes": [{"path": "/", "backend": "http://a"}], "control": {}}"#,
-        &[
-            r#"1:63: control: `socket` is missing: add "socket": "/run/gateway/control.sock""#,
-            r#"1:63: control: `state_file` is missing: add "state_file": "/var/lib/gateway/state.json""#,
-        ],
-    ),
-    (
-        r#"{"routes": [{"path": "/", "backend": "http://a"}], "control": {"state_file": "/a", "socket": "/a-name-of-more-bytes-than-the-address-of-a-unix-socket-has-room-for/so-that-nobody-could-ever-bind-it/.sock"}}"#,
-        &[
-            r#"1:94: control.socket: "/a-name-of-more-bytes-than-the-address-of-a-unix-socket-has-room-for/so-that-nob"... is longer than 107 bytes, which is all that a Unix socket's path may have"#,
-        ],
     ),
     (
         r#"{"routes": [{"path": "/", "backend": "http://a"}], "user": 1000}"#,

@@ -3,9 +3,10 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use gateway_tests::gateway::{complete, route_to};
-use gateway_tests::{Api, Gateway, Upstream};
+use gateway_tests::{Api, Gateway, Message, Upstream};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -163,4 +164,121 @@ fn the_silent_make_room() {
     for mut stream in silent {
         let _ = stream.read_to_end(&mut Vec::new());
     }
+}
+
+const TOKEN: &str = "6f0a1bd0c6a7fd2ac4fb3ac9a1ba8c70";
+
+/// A gateway with the admin API over TCP too, and a token if there is to be one.
+fn start_tcp(upstream: &Upstream, token: Option<&str>) -> (Gateway, Api) {
+    let gateway = start(upstream, |config| {
+        let control = config["control"].as_object_mut().expect("it is an object");
+        control.insert("admin_addr".to_owned(), json!("127.0.0.1:0"));
+        if let Some(token) = token {
+            let file = Path::new(control["socket"].as_str().expect("it is a path")).with_file_name("token");
+            fs::write(&file, token).expect("there is room for a file");
+            control.insert("token_file".to_owned(), json!(file));
+        }
+    });
+    let address = Api::of(&gateway).get("/v1/status").json()["listeners"]["admin"].clone();
+    let api = Api::tcp(address.as_str().and_then(|address| address.parse().ok()).expect("an address"));
+    (gateway, api)
+}
+
+fn with_token(api: &Api, token: &str) -> Api {
+    api.with("Authorization", &format!("Bearer {token}"))
+}
+
+#[track_caller]
+fn refused(answer: &Message, status: u16, told: &str) {
+    assert_eq!(answer.status(), status, "{answer}");
+    assert!(answer.json()["detail"].as_str().is_some_and(|detail| detail.contains(told)), "{told}: {answer}");
+    let challenge = (status == 401).then_some("Bearer");
+    assert_eq!(answer.field("www-authenticate"), challenge);
+}
+
+#[test]
+fn over_tcp_a_token_says_who_asks() {
+    let upstream = Upstream::ok();
+    let (gateway, api) = start_tcp(&upstream, Some(&format!("{TOKEN}\n")));
+    let entry = json!({ "network": "203.0.113.0/24" });
+    for target in ["/v1/status", "/health", "/metrics"] {
+        assert_eq!(api.get(target).status(), 200, "{target}");
+    }
+    for answer in [
+        api.get("/v1/explain?source=203.0.113.7"),
+        api.get("/v1/lists/deny"),
+        api.post("/v1/lists/deny", &entry),
+        api.delete("/v1/lists/deny?network=203.0.113.0/24"),
+    ] {
+        refused(&answer, 401, "send \"Authorization: Bearer\"");
+    }
+    for token in [&TOKEN[1..], "", &format!("{TOKEN}0"), &TOKEN.to_uppercase()] {
+        refused(
+            &with_token(&api, token).post("/v1/lists/deny", &entry),
+            401,
+            "not that of control.token_file",
+        );
+        refused(&with_token(&api, token).get("/v1/status"), 401, "not that of control.token_file");
+    }
+    refused(&api.with("Authorization", TOKEN).get("/v1/status"), 401, "not that of control.token_file");
+    let known = with_token(&api, TOKEN);
+    assert_eq!(known.get("/v1/lists/deny").json(), json!({ "entries": [] }), "nothing was added");
+    assert_eq!(known.post("/v1/lists/deny", &entry).status(), 200);
+    assert_eq!(known.get("/v1/explain?source=203.0.113.7").json()["source"], json!("203.0.113.7"));
+    assert_eq!(known.delete("/v1/lists/deny?network=203.0.113.0/24").status(), 200);
+    let large = format!("{{\"reason\": \"{}\"}}", "x".repeat(16 * 1024));
+    let typed = known.with("Content-Type", "application/json");
+    refused(&typed.ask("POST", "/v1/lists/deny", &large), 413, "16384 bytes at most");
+    let form = known.with("Content-Type", "application/x-www-form-urlencoded");
+    refused(&form.ask("POST", "/v1/lists/deny", "network=::1"), 415, "Content-Type: application/json");
+
+    // Another takes its place without a reload.
+    fs::write(gateway.directory().join("token"), "another one, long enough").unwrap();
+    refused(&known.get("/v1/status"), 401, "not that of control.token_file");
+    assert_eq!(with_token(&api, "another one, long enough").get("/v1/lists/deny").status(), 200);
+    fs::remove_file(gateway.directory().join("token")).unwrap();
+    refused(&known.get("/v1/lists/deny"), 403, "over TCP this takes a token");
+}
+
+/// A name that was made to lead to this host is a page's in a browser on it.
+#[test]
+fn a_page_in_a_browser_is_told_nothing() {
+    let upstream = Upstream::ok();
+    let (_gateway, api) = start_tcp(&upstream, Some(TOKEN));
+    for host in ["evil.example", "evil.example:9091", "localhost.evil.example", ""] {
+        for target in ["/v1/status", "/metrics", "/nowhere"] {
+            refused(&api.called(host).get(target), 403, "so that no web page can ask");
+        }
+        assert_eq!(with_token(&api.called(host), TOKEN).get("/v1/status").status(), 200, "{host:?}");
+    }
+    refused(&api.get("http://evil.example/v1/status"), 403, "so that no web page can ask");
+    for host in ["localhost", "127.0.0.1", "[::1]:9091", "192.0.2.1"] {
+        assert_eq!(api.called(host).get("/v1/status").status(), 200, "{host}");
+    }
+}
+
+#[test]
+fn without_a_token_tcp_changes_nothing_and_names_nobody() {
+    let upstream = Upstream::ok();
+    let (gateway, api) = start_tcp(&upstream, None);
+    for api in [&api, &with_token(&api, ""), &with_token(&api, TOKEN)] {
+        refused(&api.post("/v1/lists/deny", &json!({ "network": "::1/128" })), 403, "control.token_file");
+        refused(&api.get("/v1/lists/deny"), 403, "control.token_file");
+        assert_eq!(api.get("/v1/status").status(), 200);
+    }
+    assert_eq!(Api::of(&gateway).get("/v1/lists/deny").json(), json!({ "entries": [] }));
+
+    let (gateway, api) = start_tcp(&upstream, Some("short"));
+    gateway.log.wait_for("holds less than 16 bytes");
+    refused(&with_token(&api, "short").get("/v1/lists/deny"), 403, "control.token_file");
+}
+
+/// The port goes along in an upgrade.
+#[test]
+fn a_successor_answers_at_the_same_port() {
+    let upstream = Upstream::ok();
+    let (mut gateway, api) = start_tcp(&upstream, None);
+    let next = gateway.followed(|_| {});
+    assert_eq!(gateway.wait(), Some(0));
+    assert_eq!(api.get("/v1/status").json()["pid"], json!(next.id()));
 }

@@ -14,7 +14,9 @@ pub fn lines(status: &Status) -> String {
     };
     let mut rows = vec![("gateway", format!("{}, process {}", status.version, status.pid))];
     rows.push(("since", format!("{} ago", span(status.uptime_seconds))));
-    rows.push(("listens", format!("{}, metrics {}", status.listeners.proxy, status.listeners.metrics)));
+    let listeners = &status.listeners;
+    let admin = listeners.admin.as_ref().map(|admin| format!(", admin {admin}")).unwrap_or_default();
+    rows.push(("listens", format!("{}, metrics {}{admin}", listeners.proxy, listeners.metrics)));
     let config = &status.config;
     let (succeeded, failed) = (config.reloads_succeeded, config.reloads_failed);
     rows.push((

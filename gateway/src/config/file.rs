@@ -94,6 +94,16 @@ fn config(keys: &mut Object<'_>) -> Option<Config> {
         control: keys.optional("control", |node| node.object(control).flatten()),
         routes: routes?,
     };
+    if let Some(admin) = config.control.as_ref().and_then(|control| control.admin) {
+        for (name, other) in [("proxy", listen), ("metrics", metrics)] {
+            if overlap(admin, other) {
+                keys.fault(
+                    "control",
+                    format!("admin_addr ({admin}) and {name} ({other}) share a port: give each its own"),
+                );
+            }
+        }
+    }
     keys.includes();
     if !has_budget && let Some((per_second, burst)) = kernel::budget(&config) {
         config.kernel.connections_per_second = per_second;
@@ -271,7 +281,20 @@ fn control(keys: &mut Object<'_>) -> Option<Control> {
     let path = "a path such as \"/var/lib/gateway/state.json\"";
     let example = "\"/var/lib/gateway/state.json\"";
     let state_file = keys.required("state_file", example, |node| node.string(path, value::file_path));
-    Some(Control { socket: socket?, state_file: state_file? })
+    let admin = keys.optional("admin_addr", listen_addr);
+    let path = "the path of a file that holds a token";
+    let token_file = keys.optional("token_file", |node| node.string(path, value::file_path));
+    match admin {
+        Some(admin) if !admin.is_loopback() && !keys.has("token_file") => keys.fault(
+            "admin_addr",
+            "other hosts reach it there: add `token_file`, or write an address such as \"127.0.0.1:9091\"",
+        ),
+        None if !keys.has("admin_addr") && keys.has("token_file") => {
+            keys.fault("token_file", "belongs to `admin_addr`, which is not there: add it or remove this");
+        }
+        Some(_) | None => {}
+    }
+    Some(Control { socket: socket?, state_file: state_file?, admin, token_file })
 }
 
 fn listen_addr(node: &Node<'_>) -> Option<ListenAddr> {

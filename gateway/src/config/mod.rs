@@ -412,6 +412,10 @@ pub struct Control {
     pub socket: PathBuf,
     /// Networks allowed or denied at run time.
     pub state_file: PathBuf,
+    /// Where it is asked over TCP; `None`: nowhere.
+    pub admin: Option<ListenAddr>,
+    /// Holds what is to be sent there as a token; there where other hosts reach `admin`.
+    pub token_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -433,6 +437,11 @@ impl Config {
 }
 
 impl ListenAddr {
+    /// Whether this host alone reaches it.
+    pub fn is_loopback(self) -> bool {
+        self.socket_addr().ip().to_canonical().is_loopback()
+    }
+
     pub fn port(self) -> u16 {
         match self {
             Self::Any(port) => port,

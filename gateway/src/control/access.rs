@@ -1,7 +1,10 @@
 //! Who may ask for what. The Unix socket's file has an owner, who may do everything; over TCP a token says who asks.
 
+use std::fs;
 use std::hint::black_box;
+use std::io;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use http::header::{AUTHORIZATION, HOST};
 use http::{StatusCode, request};
@@ -42,6 +45,30 @@ pub enum Token {
     Absent,
     Wrong,
     Right,
+}
+
+/// Why no token is right.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    #[error("control.token_file {}: {source}; it has to be readable for the user that the gateway runs as", .file.display())]
+    Read { file: PathBuf, source: io::Error },
+    #[error(
+        "control.token_file {}: holds less than {SHORTEST_TOKEN_BYTES} bytes, which could be guessed: \
+         `openssl rand -hex 32` makes some",
+        .file.display()
+    )]
+    Short { file: PathBuf },
+}
+
+const SHORTEST_TOKEN_BYTES: usize = 16;
+
+/// A token as its file holds it, white space around it aside.
+pub fn read_token(file: &Path) -> Result<Vec<u8>, TokenError> {
+    let content = fs::read(file).map_err(|source| TokenError::Read { file: file.to_owned(), source })?;
+    match content.trim_ascii() {
+        token if token.len() >= SHORTEST_TOKEN_BYTES => Ok(token.to_owned()),
+        _ => Err(TokenError::Short { file: file.to_owned() }),
+    }
 }
 
 impl Caller {

@@ -4,12 +4,14 @@
 //! A connection is one request: whoever asks is a person or a program that asks now and then.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,7 +28,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 
-use super::access::Caller;
+use super::access::{self, Caller, TokenError};
 use super::problem::Problem;
 use super::router::{self, Call, Operation, Route};
 use super::{HAND_OVER, PATIENCE, explain, now, status};
@@ -51,6 +53,7 @@ pub struct Control {
 pub struct Places {
     pub proxy: SocketAddr,
     pub metrics: SocketAddr,
+    pub admin: Option<SocketAddr>,
 }
 
 /// Connections at once; others wait to be accepted.
@@ -89,27 +92,33 @@ impl Control {
 
     /// Answers at a socket for as long as it is polled.
     pub async fn serve(self: Arc<Self>, listener: io::Result<UnixListener>) {
-        let listener = match listener.and_then(tokio::net::UnixListener::from_std) {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::error!(%error, "the control socket cannot be served");
-                return;
+        match listener.and_then(tokio::net::UnixListener::from_std) {
+            Ok(listener) => {
+                welcome(|cx| listener.poll_accept(cx), |(stream, _)| self.clone().meet(stream)).await
             }
-        };
-        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        loop {
-            let seat = room.clone().acquire_owned().await.expect("nobody closes it");
-            let Ok((stream, _)) = listener.accept().await else {
-                sleep(BACK_OFF).await;
-                continue;
-            };
-            let this = self.clone();
-            tokio::spawn(async move {
-                let _seat = seat;
-                // Who asks too slowly, or leaves, gets no answer.
-                let _ = timeout(LONGEST, this.meet(stream)).await;
-            });
+            Err(error) => tracing::error!(%error, "the control socket cannot be served"),
         }
+    }
+
+    /// Answers over TCP, by the rules for peers.
+    pub async fn serve_tcp(self: Arc<Self>, listener: io::Result<TcpListener>) {
+        if let Err(error) = self.token().transpose() {
+            tracing::warn!(%error, "no token is taken at control.admin_addr, so most of it is refused there");
+        }
+        match listener.and_then(tokio::net::TcpListener::from_std) {
+            Ok(listener) => {
+                let meet = |(stream, peer)| self.clone().converse(stream, Some(peer));
+                welcome(|cx| listener.poll_accept(cx), meet).await;
+            }
+            Err(error) => tracing::error!(%error, "control.admin_addr cannot be served"),
+        }
+    }
+
+    /// What is to be sent over TCP, read anew for whoever sends one; `None`: none is configured.
+    fn token(&self) -> Option<Result<Vec<u8>, TokenError>> {
+        let snapshot = self.state.current.load();
+        let file = snapshot.config.control.as_ref()?.token_file.clone()?;
+        Some(access::read_token(&file))
     }
 
     /// Takes entries out of force at their end.
@@ -177,15 +186,18 @@ impl Control {
         peer: Option<SocketAddr>,
     ) -> Result<Response<Full<Bytes>>, Problem> {
         let (head, body) = request.into_parts();
-        let caller = peer.map_or(Caller::Owner, |peer| Caller::peer(peer.ip(), &head, None));
+        let caller = peer.map_or(Caller::Owner, |peer| {
+            let token = self.token().and_then(Result::ok);
+            Caller::peer(peer.ip(), &head, token.as_deref())
+        });
         caller.enter()?;
         let (route, captured) = router::find(&head.method, head.uri.path())?;
         caller.may(route.access)?;
         let body = read(route, &head.headers, body).await?;
-        self.carry_out(route.operation, &Call::new(route, captured, head.uri.query(), body)?)
+        self.carry_out(route.operation, &Call::new(route, captured, head.uri.query(), body)?).await
     }
 
-    fn carry_out(&self, operation: Operation, call: &Call) -> Result<Response<Full<Bytes>>, Problem> {
+    async fn carry_out(&self, operation: Operation, call: &Call) -> Result<Response<Full<Bytes>>, Problem> {
         Ok(match operation {
             Operation::Page(path) => admin::page(&self.state, path).expect("the table names pages there are"),
             Operation::Status => json(&status::read(self)),
@@ -197,6 +209,27 @@ impl Control {
             Operation::Add => json(&self.add(call.parameter("list")?, call.document()?)?),
             Operation::Delete => json(&self.del(call.parameter("list")?, call.parameter("network")?)?),
         })
+    }
+}
+
+/// Accepts without end, and gives each connection its time.
+async fn welcome<S, M>(accept: impl Fn(&mut Context<'_>) -> Poll<io::Result<S>>, meet: impl Fn(S) -> M)
+where
+    M: Future<Output = io::Result<()>> + Send + 'static,
+{
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let seat = room.clone().acquire_owned().await.expect("nobody closes it");
+        let Ok(stream) = poll_fn(&accept).await else {
+            sleep(BACK_OFF).await;
+            continue;
+        };
+        let met = meet(stream);
+        tokio::spawn(async move {
+            let _seat = seat;
+            // Who asks too slowly, or leaves, gets no answer.
+            let _ = timeout(LONGEST, met).await;
+        });
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Drain {
 pub struct Listeners {
     pub proxy: String,
     pub metrics: String,
+    /// `null`: the admin API is at its socket alone.
+    pub admin: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -84,7 +86,11 @@ pub fn read(control: &Control) -> Status {
             elapsed_seconds: drain.elapsed.as_secs_f64(),
             left_seconds: drain.left.as_secs_f64(),
         }),
-        listeners: Listeners { proxy: places.proxy.to_string(), metrics: places.metrics.to_string() },
+        listeners: Listeners {
+            proxy: places.proxy.to_string(),
+            metrics: places.metrics.to_string(),
+            admin: places.admin.map(|admin| admin.to_string()),
+        },
         workers: state.registry.workers.len(),
         connections_open: state.open(),
         requests_active: state.active(),

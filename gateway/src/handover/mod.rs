@@ -30,6 +30,8 @@ pub struct Manifest {
     /// As the configuration has it.
     listen: String,
     metrics: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    admin: Option<String>,
     /// What the bytes in the kernel half's maps mean.
     contract: String,
     pieces: Vec<Piece>,
@@ -41,6 +43,7 @@ enum Piece {
     /// A worker's.
     Listener,
     Metrics,
+    Admin,
     Control,
     Kernel(KernelPiece),
 }
@@ -58,6 +61,7 @@ pub struct Estate<'a> {
     pub listen: String,
     pub listeners: Vec<BorrowedFd<'a>>,
     pub metrics: (String, BorrowedFd<'a>),
+    pub admin: Option<(String, BorrowedFd<'a>)>,
     pub control: Option<BorrowedFd<'a>>,
     pub kernel: Option<Bequest>,
 }
@@ -67,9 +71,12 @@ pub struct Estate<'a> {
 pub struct Inheritance {
     listen: String,
     metrics_at: String,
+    admin_at: Option<String>,
     pub listeners: Vec<TcpListener>,
     /// One at most.
     pub metrics: Vec<TcpListener>,
+    /// One at most.
+    pub admin: Vec<TcpListener>,
     pub control: Option<UnixListener>,
     pub kernel: Option<Bequest>,
 }
@@ -107,13 +114,14 @@ pub fn ask(socket: &Path) -> Result<(Inheritance, Predecessor), Error> {
 
 impl Manifest {
     fn sort(self, descriptors: Vec<OwnedFd>) -> Inheritance {
-        let (listen, metrics_at) = (self.listen, self.metrics);
-        let mut heir = Inheritance { listen, metrics_at, ..Inheritance::default() };
+        let (listen, metrics_at, admin_at) = (self.listen, self.metrics, self.admin);
+        let mut heir = Inheritance { listen, metrics_at, admin_at, ..Inheritance::default() };
         let mut kernel = Bequest::new(self.contract);
         for (piece, descriptor) in self.pieces.into_iter().zip(descriptors) {
             match piece {
                 Piece::Listener => heir.listeners.push(descriptor.into()),
                 Piece::Metrics => heir.metrics.push(descriptor.into()),
+                Piece::Admin => heir.admin.push(descriptor.into()),
                 Piece::Control => heir.control = Some(descriptor.into()),
                 Piece::Kernel(piece) => kernel.push(piece, descriptor),
             }
@@ -125,12 +133,15 @@ impl Manifest {
 
 impl Inheritance {
     /// Keeps the sockets that stand where they are wanted.
-    pub fn at(mut self, listen: impl Display, metrics: impl Display) -> Self {
+    pub fn at(mut self, listen: impl Display, metrics: impl Display, admin: Option<impl Display>) -> Self {
         if self.listen != listen.to_string() {
             self.listeners.clear();
         }
         if self.metrics_at != metrics.to_string() {
             self.metrics.clear();
+        }
+        if self.admin_at != admin.map(|admin| admin.to_string()) {
+            self.admin.clear();
         }
         self
     }
@@ -159,6 +170,9 @@ impl Estate<'_> {
         let mut pieces = vec![Piece::Listener; descriptors.len()];
         descriptors.push(self.metrics.1);
         pieces.push(Piece::Metrics);
+        let (admin, descriptor) = self.admin.unzip();
+        descriptors.extend(descriptor);
+        pieces.extend(descriptor.map(|_| Piece::Admin));
         descriptors.extend(self.control);
         pieces.extend(self.control.map(|_| Piece::Control));
         let kernel = self.kernel.unwrap_or_default();
@@ -169,6 +183,7 @@ impl Estate<'_> {
         let manifest = Manifest {
             listen: self.listen,
             metrics: self.metrics.0,
+            admin,
             contract: kernel.contract().to_owned(),
             pieces,
         };

@@ -105,6 +105,7 @@ pub struct Server {
     /// Whom it follows, and how many listeners it has taken.
     predecessor: Option<(Predecessor, usize)>,
     metrics: TcpListener,
+    admin: Option<TcpListener>,
     socket: Option<Socket>,
     bound: SocketAddr,
 }
@@ -147,10 +148,13 @@ impl Server {
             }
             false => (Inheritance::default(), None),
         };
-        let inheritance = inheritance.at(config.listen, config.metrics);
+        let admin = control.and_then(|control| control.admin);
+        let inheritance = inheritance.at(config.listen, config.metrics, admin);
         let inherited = inheritance.listeners.len().min(count.get());
         let listeners = listener::bind(config.listen, count, inheritance.listeners)?;
         let metrics = listener::bind(config.metrics, NonZeroUsize::MIN, inheritance.metrics)?.remove(0);
+        let admin = admin.map(|admin| listener::bind(admin, NonZeroUsize::MIN, inheritance.admin));
+        let admin = admin.transpose()?.map(|mut only| only.remove(0));
         let bound = listeners[0].local_addr()?;
         let socket = control.map(|control| match inheritance.control {
             Some(listener) => Ok(Socket::inherited(listener, control.socket.clone())),
@@ -205,6 +209,7 @@ impl Server {
             listeners: kept,
             predecessor: predecessor.map(|predecessor| (predecessor, inherited)),
             metrics,
+            admin,
             socket,
             bound,
         })
@@ -220,15 +225,17 @@ impl Server {
         let mut signals = Signals::new()?;
         let metrics = tokio::net::TcpListener::from_std(self.metrics.try_clone()?)?;
         let admin = tokio::spawn(admin::serve(self.state.clone(), metrics));
-        let places = Places { proxy: self.bound, metrics: self.metrics.local_addr()? };
+        let places = self.places()?;
         let (successors, mut heard) = mpsc::unbounded_channel();
         let control = self.socket.as_ref().map(|socket| {
             let (kernel, state) = (self.kernel.clone(), self.state.clone());
             let control = Control::new(kernel, state, places, successors);
-            let tasks = [
+            let mut tasks = vec![
                 tokio::spawn(control.clone().see_off()),
                 tokio::spawn(control.clone().serve(socket.listener())),
             ];
+            let admin = self.admin.as_ref().map(TcpListener::try_clone);
+            tasks.extend(admin.map(|admin| tokio::spawn(control.clone().serve_tcp(admin))));
             (control, tasks)
         });
         let mut succession: Option<JoinHandle<io::Result<usize>>> = None;
@@ -309,11 +316,17 @@ impl Server {
         drained
     }
 
+    fn places(&self) -> io::Result<Places> {
+        let admin = self.admin.as_ref().map(TcpListener::local_addr).transpose()?;
+        Ok(Places { proxy: self.bound, metrics: self.metrics.local_addr()?, admin })
+    }
+
     fn say_ready(&self) -> io::Result<()> {
         let snapshot = self.current.load();
-        let (listen, bound, metrics) = (snapshot.config.listen, self.bound, self.metrics.local_addr()?);
+        let (listen, Places { proxy: bound, metrics, admin }) = (snapshot.config.listen, self.places()?);
         let (workers, routes) = (self.workers.len(), snapshot.routes.len());
-        tracing::info!(%listen, %bound, %metrics, workers, routes, "ready");
+        let admin = admin.map(tracing::field::display);
+        tracing::info!(%listen, %bound, %metrics, admin, workers, routes, "ready");
         // Of an upgrade the supervisor knows nothing but this.
         tell_supervisor(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
         Ok(())
@@ -339,11 +352,13 @@ impl Server {
     fn hand_over(&self, stream: UnixStream) -> JoinHandle<io::Result<usize>> {
         tracing::info!("another gateway starts in this one's place");
         let config = &self.current.load().config;
+        let admin_at = config.control.as_ref().and_then(|control| control.admin);
         let begun = self.kernel.bequest().map_err(io::Error::other).and_then(|kernel| {
             let estate = Estate {
                 listen: config.listen.to_string(),
                 listeners: self.listeners.iter().map(AsFd::as_fd).collect(),
                 metrics: (config.metrics.to_string(), self.metrics.as_fd()),
+                admin: self.admin.as_ref().zip(admin_at).map(|(admin, at)| (at.to_string(), admin.as_fd())),
                 control: self.socket.as_ref().map(AsFd::as_fd),
                 kernel,
             };
