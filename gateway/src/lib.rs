@@ -15,6 +15,7 @@ pub mod handover;
 pub mod kernel;
 pub mod limit;
 pub mod lists;
+pub mod logging;
 pub mod metrics;
 pub mod overload;
 pub mod path;

@@ -1,6 +1,6 @@
 //! `gateway`: arguments, logging, exit codes.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,8 +9,8 @@ use gateway::cli;
 use gateway::config::{self, Config};
 use gateway::datapath::cookies;
 use gateway::lists::List;
+use gateway::logging;
 use gateway::server::{Server, Source};
-use tracing_subscriber::EnvFilter;
 
 /// Where the configuration is looked for when none is named.
 const DEFAULT_FILES: [&str; 2] = ["config/gateway.json", "/etc/gateway/gateway.json"];
@@ -51,6 +51,12 @@ enum Verb {
     Doctor(cli::Doctor),
     /// Say how the running gateway is.
     Status(cli::Status),
+    /// Have the running gateway read its configuration again, and say what came of it.
+    Reload(cli::Reload),
+    /// Show or change how much the running gateway says on its standard error.
+    Log(cli::Log),
+    /// Show the endpoints of the running gateway, take one out of service, or put it back.
+    Endpoints(cli::Endpoints),
     /// Say what would happen to a source now, and why.
     Explain(cli::Explain),
     /// Play a recorded access log through a configuration, and say who would have been refused.
@@ -78,13 +84,10 @@ fn main() -> ExitCode {
         Some(Verb::Man { verb }) => return manual(verb.as_deref()),
         _ => {}
     }
-    let filter = EnvFilter::try_from_env("GATEWAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
+    if let Err(error) = logging::start() {
+        eprintln!("gateway: GATEWAY_LOG: {error}");
+        return config::UNREADABLE.into();
+    }
     let Some(file) = arguments.config.or_else(default_file) else {
         eprintln!(
             "gateway: no configuration: neither {} is there; name one with --config",
@@ -107,6 +110,9 @@ fn main() -> ExitCode {
         Verb::Run { upgrade } => run(config, source, upgrade),
         Verb::Doctor(verb) => verb.run(&config),
         Verb::Status(verb) => verb.run(&config),
+        Verb::Reload(verb) => verb.run(&config),
+        Verb::Log(verb) => verb.run(&config),
+        Verb::Endpoints(verb) => verb.run(&config),
         Verb::Explain(verb) => verb.run(&config),
         Verb::Rehearse(verb) => verb.run(config),
         Verb::Allow(verb) => verb.run(List::Allow, &config),

@@ -120,6 +120,17 @@ impl Snapshot {
         }
     }
 
+    /// Drains the endpoints that an operator calls so, or gives them requests again; none: there is no such.
+    pub fn drain(&self, called: &str, drained: bool) -> Vec<&Endpoint> {
+        let called = self.endpoints.iter().filter(|endpoint| endpoint.is_called(called));
+        called
+            .map(|endpoint| {
+                endpoint.drain(drained);
+                &**endpoint
+            })
+            .collect()
+    }
+
     /// Drops the counters of routes, rules and endpoints that are configured no more.
     pub fn forget_others(&self, registry: &Registry) {
         self.limits.forget_others(self.routes.iter().map(|route| &route.limits));
@@ -211,8 +222,13 @@ impl<'a> Upstreams<'a> {
             let same = |other: &&Arc<Endpoint>| other.name == *name && other.addresses == *addresses;
             let kept = before.and_then(|before| before.endpoints.iter().find(same)).cloned();
             endpoints.push(kept.unwrap_or_else(|| {
+                let drained = |other: &Arc<Endpoint>| other.name == *name && other.health.word().is_drained();
+                let drained = before.is_some_and(|before| before.endpoints.iter().any(drained));
                 let (backend, addresses, name) = (backend.clone(), addresses.clone(), name.clone());
-                Arc::new(Endpoint::new(backend, addresses, name, config, registry, before.is_some()))
+                let new = Endpoint::new(backend, addresses, name, config, registry, before.is_some());
+                // The operator has named a server, which has another address now.
+                new.health.drain(drained, Instant::now());
+                Arc::new(new)
             }));
             endpoints.len() - 1
         })

@@ -1,6 +1,7 @@
 //! HTTP through a running gateway: what issue and semantics promise, one file per promise.
 
 mod access_log;
+mod actions;
 mod admin;
 mod bad_input;
 mod bodies;
@@ -14,6 +15,7 @@ mod cluster_step;
 mod coalesce;
 mod connections;
 mod control;
+mod drained;
 mod endpoints;
 mod errors;
 mod faults;

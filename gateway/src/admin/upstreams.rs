@@ -75,7 +75,7 @@ pub fn render(state: &State, families: &mut Vec<MetricFamily>) {
 fn health(state: &State, families: &mut Vec<MetricFamily>) {
     let (mut states, mut changes, mut ejections, mut checks) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut gauges = [const { Vec::new() }; 5];
+    let mut gauges = [const { Vec::new() }; 6];
     for endpoint in &state.current.load().endpoints {
         let (report, upstream) = (endpoint.health.report(), ("upstream", endpoint.name.as_str()));
         for of in breaker::State::ALL {
@@ -99,6 +99,7 @@ fn health(state: &State, families: &mut Vec<MetricFamily>) {
             report.probes as f64,
             whether(report.checked_well),
             whether(report.ejected),
+            whether(report.drained),
         ];
         for (gauge, value) in gauges.iter_mut().zip(values) {
             gauge.push(number(MetricType::GAUGE, &[upstream], value));
@@ -123,6 +124,7 @@ fn health(state: &State, families: &mut Vec<MetricFamily>) {
         ("breaker_probes", "Probes of the circuit breaker under way."),
         ("healthy", "Whether the health checks find it well."),
         ("ejected", "Whether it is left out for doing much worse than others."),
+        ("drained", "Whether its operator lets it have no further requests."),
     ];
     for ((name, help), metrics) in named.into_iter().zip(gauges) {
         families.push(family(&format!("gateway_upstream_{name}"), help, MetricType::GAUGE, metrics));
@@ -211,6 +213,7 @@ pub fn stats(state: &State) -> serde_json::Value {
             row["score"] = json!(report.score);
             row["healthy"] = json!(report.checked_well);
             row["ejected"] = json!(report.ejected);
+            row["drained"] = json!(report.drained);
         }
         (label, row)
     });

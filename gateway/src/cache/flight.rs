@@ -77,6 +77,8 @@ pub enum Cause {
     Status,
     /// No endpoint may be asked for so long.
     Unavailable(Duration),
+    /// Every endpoint is drained.
+    Drained,
     /// Too many wait for a connection to the upstream.
     Full,
     /// Its worker ended.

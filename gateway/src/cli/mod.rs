@@ -4,6 +4,7 @@
 
 mod check;
 mod doctor;
+mod endpoints;
 mod explain;
 mod list;
 mod rehearse;
@@ -18,11 +19,12 @@ use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 
 use crate::config::{self, Config};
-use crate::control::{self, Added, Done, Entries, Request};
+use crate::control::{self, Added, Done, Entries, Level, Reloaded, Request};
 use crate::lists::List;
 
 pub use check::Check;
 pub use doctor::Doctor;
+pub use endpoints::Endpoints;
 pub use rehearse::Rehearse;
 
 /// The gateway said no.
@@ -48,6 +50,20 @@ pub struct Explain {
 
 #[derive(Args)]
 pub struct Status {
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Args)]
+pub struct Reload {
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Args)]
+pub struct Log {
+    /// off, error, warn, info, debug or trace, or a list such as info,hyper=debug; without it, shows it.
+    level: Option<String>,
     #[command(flatten)]
     output: Output,
 }
@@ -123,6 +139,24 @@ impl ListVerb {
                 list::lines(&entries, time::now())
             }),
         }
+    }
+}
+
+impl Reload {
+    pub fn run(self, config: &Config) -> ExitCode {
+        ask(config, &Request::act("/v1/reload"), &self.output, |Reloaded { generation }| {
+            format!("generation {generation} is in force\n")
+        })
+    }
+}
+
+impl Log {
+    pub fn run(self, config: &Config) -> ExitCode {
+        let request = match self.level {
+            None => Request::get("/v1/log"),
+            Some(level) => Request::put("/v1/log", &Level { level }),
+        };
+        ask(config, &request, &self.output, |Level { level }| format!("{level}\n"))
     }
 }
 

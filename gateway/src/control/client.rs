@@ -39,6 +39,15 @@ impl Request {
         Self { method: Method::DELETE, ..Self::get(target) }
     }
 
+    /// Has it do something that takes no document.
+    pub fn act(target: impl Into<String>) -> Self {
+        Self { method: Method::POST, ..Self::get(target) }
+    }
+
+    pub fn put(target: impl Into<String>, document: &impl Serialize) -> Self {
+        Self { method: Method::PUT, ..Self::post(target, document) }
+    }
+
     pub fn post(target: impl Into<String>, document: &impl Serialize) -> Self {
         let document = serde_json::to_value(document).expect("it has string keys and numbers only");
         Self { method: Method::POST, target: target.into(), document: Some(document) }

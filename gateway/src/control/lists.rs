@@ -111,12 +111,12 @@ impl Control {
         Ok(Entries { entries: configured.chain(added).collect() })
     }
 
-    /// Whether a change would last: a successor has the lists as they were.
-    fn is_free(&self) -> Result<(), Problem> {
+    /// Whether a change would last: a successor has things as they were.
+    pub(super) fn is_free(&self) -> Result<(), Problem> {
         match self.is_followed() {
             true => Err(Problem::new(
                 StatusCode::CONFLICT,
-                "another gateway is taking over, with the lists as they were: ask again in a moment",
+                "another gateway is taking over, with lists and endpoints as they were: ask again in a moment",
             )),
             false => Ok(()),
         }

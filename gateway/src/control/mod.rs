@@ -7,9 +7,11 @@
 
 mod access;
 mod client;
+mod endpoints;
 pub mod explain;
 mod lists;
 mod problem;
+mod process;
 pub mod router;
 mod serve;
 mod socket;
@@ -19,8 +21,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub(crate) use client::converse;
 pub use client::{AskError, Request, ask};
+pub use endpoints::{Drained, Endpoint, Endpoints};
 pub use explain::Explanation;
 pub use lists::{Added, Done, Entries, Listed};
+pub use process::{Level, Reloaded};
 pub use serve::{Control, Places};
 pub use socket::{BindError, Socket};
 pub use status::Status;

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::access::Access;
 use super::problem::Problem;
-use super::{Added, Done, Entries, explain, status};
+use super::{Added, Done, Drained, Endpoints, Entries, Level, Reloaded, explain, status};
 use crate::lists::List;
 use crate::text::decoded;
 
@@ -36,6 +36,12 @@ pub enum Operation {
     /// One of the metrics port's, at the same path.
     Page(&'static str),
     Status,
+    Reload,
+    Level,
+    SetLevel,
+    Endpoints,
+    /// Or give it requests again.
+    Drain(bool),
     Explain,
     List,
     Add,
@@ -82,6 +88,11 @@ const NETWORK: Parameter = Parameter {
     schema: document::<String>(),
     what: "As it stands on the list, or one address.",
 };
+const ENDPOINT: Parameter = Parameter {
+    name: "endpoint",
+    schema: document::<String>(),
+    what: "As `/v1/endpoints` names it, or an address of it, or its upstream's name for all of that.",
+};
 const SOURCE: Parameter = Parameter {
     name: "source",
     schema: document::<std::net::IpAddr>(),
@@ -95,6 +106,52 @@ pub static ROUTES: &[Route] = &[
         summary: "How the gateway is.",
         answer: Answer::Json(document::<status::Status>()),
         ..GET
+    },
+    Route {
+        path: "/v1/reload",
+        operation: Operation::Reload,
+        summary: "Reads the configuration again and puts it in force, or says in a 409 why the one before it stays.",
+        answer: Answer::Json(document::<Reloaded>()),
+        ..CHANGE
+    },
+    Route {
+        path: "/v1/log",
+        operation: Operation::Level,
+        summary: "How much is said on standard error.",
+        answer: Answer::Json(document::<Level>()),
+        ..GET
+    },
+    Route {
+        method: &Method::PUT,
+        path: "/v1/log",
+        operation: Operation::SetLevel,
+        summary: "Says more or less, until the process ends.",
+        body: Some(document::<Level>()),
+        answer: Answer::Json(document::<Level>()),
+        ..CHANGE
+    },
+    Route {
+        path: "/v1/endpoints",
+        operation: Operation::Endpoints,
+        summary: "The endpoints of all upstreams, and how each is.",
+        answer: Answer::Json(document::<Endpoints>()),
+        ..GET
+    },
+    Route {
+        path: "/v1/endpoints/{endpoint}/drain",
+        operation: Operation::Drain(true),
+        summary: "Gives an endpoint no further requests; those under way finish.",
+        parameters: &[ENDPOINT],
+        answer: Answer::Json(document::<Drained>()),
+        ..CHANGE
+    },
+    Route {
+        path: "/v1/endpoints/{endpoint}/undrain",
+        operation: Operation::Drain(false),
+        summary: "Gives it requests again, few at first.",
+        parameters: &[ENDPOINT],
+        answer: Answer::Json(document::<Drained>()),
+        ..CHANGE
     },
     Route {
         path: "/v1/explain",

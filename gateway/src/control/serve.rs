@@ -31,15 +31,17 @@ use tokio::time::{sleep, timeout};
 use super::access::{self, Caller, TokenError};
 use super::problem::Problem;
 use super::router::{self, Call, Operation, Route};
-use super::{HAND_OVER, PATIENCE, explain, now, status};
+use super::{HAND_OVER, PATIENCE, explain, now, process, status};
 use crate::admin::{self, State, reply};
 use crate::kernel::Kernel;
+use crate::reload::Asks;
 
 /// What requests are answered from.
 pub struct Control {
     pub kernel: Kernel,
     pub state: Arc<State>,
     pub places: Places,
+    pub(super) asks: Asks,
     /// Lists have changed, and with them which entry ends next.
     pub(super) lists_changed: Notify,
     /// Where those are heard who ask to follow this gateway.
@@ -75,10 +77,11 @@ impl Control {
         kernel: Kernel,
         state: Arc<State>,
         places: Places,
+        asks: Asks,
         successors: mpsc::UnboundedSender<UnixStream>,
     ) -> Arc<Self> {
         let (lists_changed, is_followed) = (Notify::new(), AtomicBool::new(false));
-        Arc::new(Self { kernel, state, places, lists_changed, successors, is_followed })
+        Arc::new(Self { kernel, state, places, asks, lists_changed, successors, is_followed })
     }
 
     /// From here on lists stay as they are, or else change again.
@@ -201,6 +204,11 @@ impl Control {
         Ok(match operation {
             Operation::Page(path) => admin::page(&self.state, path).expect("the table names pages there are"),
             Operation::Status => json(&status::read(self)),
+            Operation::Reload => json(&self.reload().await?),
+            Operation::Level => json(&process::level()),
+            Operation::SetLevel => json(&process::set_level(&call.document()?)?),
+            Operation::Endpoints => json(&self.endpoints()),
+            Operation::Drain(drained) => json(&self.drain(&call.parameter::<String>("endpoint")?, drained)?),
             Operation::Explain => {
                 let snapshot = self.state.current.load();
                 json(&explain::explain(&self.kernel, &snapshot, call.parameter("source")?)?)

@@ -405,6 +405,7 @@ fn failure(cause: Cause) -> Failure {
         Cause::Abandoned => Failure::Upstream("the worker that fetched has ended".to_owned()),
         Cause::Timeout => Failure::Timeout("response"),
         Cause::Unavailable(wait) => Failure::Unavailable(wait),
+        Cause::Drained => Failure::Drained,
         Cause::Full => Failure::UpstreamFull,
         Cause::Shed => Failure::Shed(overload::Cause::Limit),
         Cause::Descriptors => Failure::Shed(overload::Cause::Descriptors),

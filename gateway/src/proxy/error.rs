@@ -46,6 +46,8 @@ pub enum Failure {
     Timeout(&'static str),
     /// No endpoint may be asked now: breakers are open. How long until that may change.
     Unavailable(Duration),
+    /// The operator has taken every endpoint out.
+    Drained,
     /// Too many wait for a connection to the upstream already, or this request did so in vain.
     UpstreamFull,
     /// The client wanted nothing but a stored response, and there is none.
@@ -83,6 +85,7 @@ impl Failure {
             | Self::Upstream(_)
             | Self::Timeout(_)
             | Self::Unavailable(_)
+            | Self::Drained
             | Self::UpstreamFull
             | Self::NotCached
             | Self::TooManyWaiting
@@ -175,6 +178,13 @@ impl Failure {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Upstream unavailable",
                 "No upstream server is fit to be asked; the Retry-After field says when to come again.",
+                Outcome::Unavailable,
+                false,
+            ),
+            Self::Drained => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Upstream unavailable",
+                "Every upstream server for this request is taken out of service for the moment.",
                 Outcome::Unavailable,
                 false,
             ),
@@ -277,12 +287,13 @@ impl Failure {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
         if let Self::Crowded(_)
+        | Self::Drained
         | Self::StoreAway
         | Self::TooManyWaiting
         | Self::UpstreamFull
         | Self::Shed(_) = self
         {
-            // Nobody knows when the others are done: the soonest that can be said.
+            // Nobody knows when that changes: the soonest that can be said.
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if let Self::MethodNotAllowed(Some(allow)) = self {

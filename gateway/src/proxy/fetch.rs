@@ -394,6 +394,7 @@ fn cause(failure: &Failure) -> Cause {
         Failure::Shed(_) => Cause::Shed,
         Failure::Timeout(_) => Cause::Timeout,
         Failure::Unavailable(wait) => Cause::Unavailable(*wait),
+        Failure::Drained => Cause::Drained,
         Failure::UpstreamFull => Cause::Full,
         Failure::BadRequest(_)
         | Failure::HeadTooLarge

@@ -24,7 +24,8 @@ use crate::overload;
 use crate::snapshot::Route;
 use crate::timer::Tick;
 use crate::upstream::budget::Charge;
-use crate::upstream::cluster::{Asked, Cluster, Refused};
+use crate::upstream::cluster::{Asked, Cluster};
+use crate::upstream::health::Refused;
 use crate::upstream::{self, ConnectError};
 
 /// A request that cannot be repeated goes over a connection used this recently, or over a new one:
@@ -199,7 +200,8 @@ impl Way<'_> {
                 self.client.met.set(Met { tries: met.tries + 1, endpoint, ..met });
                 Ok((member, pool(member).enter(ticket)))
             }
-            Err(Refused { wait }) => Err(Failure::Unavailable(wait)),
+            Err(Refused::For(wait)) => Err(Failure::Unavailable(wait)),
+            Err(Refused::Drained) => Err(Failure::Drained),
         }
     }
 

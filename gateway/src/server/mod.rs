@@ -35,7 +35,7 @@ use crate::kernel::Kernel;
 use crate::lists::{self, Lists};
 use crate::metrics::Registry;
 use crate::privileges::{self, Identity};
-use crate::reload::Watch;
+use crate::reload::{Watch, requests};
 use crate::snapshot::{Current, Snapshot};
 use crate::upkeep::Upkeep;
 use crate::worker::{Drain, Worker};
@@ -227,9 +227,10 @@ impl Server {
         let admin = tokio::spawn(admin::serve(self.state.clone(), metrics));
         let places = self.places()?;
         let (successors, mut heard) = mpsc::unbounded_channel();
+        let (asks, mut asked) = requests();
         let control = self.socket.as_ref().map(|socket| {
             let (kernel, state) = (self.kernel.clone(), self.state.clone());
-            let control = Control::new(kernel, state, places, successors);
+            let control = Control::new(kernel, state, places, asks, successors);
             let mut tasks = vec![
                 tokio::spawn(control.clone().see_off()),
                 tokio::spawn(control.clone().serve(socket.listener())),
@@ -275,6 +276,12 @@ impl Server {
                     }
                     Asked::Reopen => self.current.load().access.iter().for_each(|access| access.reopen()),
                 },
+                answers = asked.next() => {
+                    loaded = look(&self.source.file, &mut watch);
+                    let outcome = self.reload();
+                    // Who has left wants to know it no more.
+                    answers.into_iter().for_each(|answer| drop(answer.send(outcome.clone())));
+                }
                 Some(stream) = heard.recv(), if succession.is_none() => {
                     control.iter().for_each(|(control, _)| control.set_followed(true));
                     succession = Some(self.hand_over(stream));

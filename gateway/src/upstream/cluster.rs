@@ -13,7 +13,7 @@ use super::balancer::{Balancer, Turns, View, WHOLE};
 use super::breaker::Ticket;
 use super::budget::Budget;
 use super::dice::Dice;
-use super::health::Word;
+use super::health::{Refused, Word};
 use super::outlier;
 use crate::config;
 
@@ -56,13 +56,6 @@ pub struct Asked<'a> {
     pub lost_after: Duration,
 }
 
-/// Nobody is to be asked now.
-#[derive(Debug, PartialEq)]
-pub struct Refused {
-    /// How long until that may change.
-    pub wait: Duration,
-}
-
 impl Cluster {
     pub fn new(
         config: config::Cluster,
@@ -88,10 +81,8 @@ impl Cluster {
     ) -> Result<(usize, Ticket), Refused> {
         let Some(balancer) = &self.balancer else {
             return match self.members.first() {
-                Some(_) => {
-                    self.admit(0, asked, true).map(|ticket| (0, ticket)).map_err(|wait| Refused { wait })
-                }
-                None => Err(Refused { wait: Duration::ZERO }),
+                Some(_) => self.admit(0, asked, true).map(|ticket| (0, ticket)),
+                None => Err(Refused::For(Duration::ZERO)),
             };
         };
         let mood = self.mood.load(Relaxed);
@@ -130,14 +121,14 @@ impl Cluster {
 
     /// No member has a share: a probe, if one is wanted, or how long to wait for one.
     fn last_resort(&self, asked: &Asked<'_>) -> Result<(usize, Ticket), Refused> {
-        let mut shortest = Duration::MAX;
+        let mut soonest = Refused::Drained;
         for at in 0..self.members.len() {
             match self.admit(at, asked, true) {
                 Ok(ticket) => return Ok((at, ticket)),
-                Err(wait) => shortest = shortest.min(wait),
+                Err(refused) => soonest = soonest.min(refused),
             }
         }
-        Err(Refused { wait: shortest })
+        Err(soonest)
     }
 
     fn probe(&self, asked: &Asked<'_>) -> Option<(usize, Ticket)> {
@@ -146,7 +137,7 @@ impl Cluster {
             .find_map(|at| Some((at, self.admit(at, asked, false).ok()?)))
     }
 
-    fn admit(&self, at: usize, asked: &Asked<'_>, alone: bool) -> Result<Ticket, Duration> {
+    fn admit(&self, at: usize, asked: &Asked<'_>, alone: bool) -> Result<Ticket, Refused> {
         let endpoint = &self.members[at].endpoint;
         endpoint.health.admit(asked.lost_after, alone, || endpoint.successes())
     }
@@ -158,7 +149,9 @@ impl Cluster {
 
     /// Sees how its members are: called by one worker at each tick.
     pub fn tick(&self, rules: &config::Upstreams) {
-        let words: Vec<Word> = self.members.iter().map(|member| member.endpoint.health.word()).collect();
+        let words = self.members.iter().map(|member| member.endpoint.health.word());
+        // Whether few are well is a question about those that are to serve.
+        let words: Vec<Word> = words.filter(|word| !word.is_drained()).collect();
         let well = words.iter().filter(|word| !word.is_down()).count();
         let panic = (well as f64) < words.len() as f64 * rules.panic_threshold;
         let probing = words.iter().any(|word| word.wants_probe());

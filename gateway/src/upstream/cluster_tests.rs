@@ -13,13 +13,17 @@ struct Rig {
 }
 
 fn rig(members: usize) -> Rig {
+    rig_of(members, Policy::LeastRequests)
+}
+
+fn rig_of(members: usize, policy: Policy) -> Rig {
     let text = r#"{ "routes": [ { "path": "/", "backend": "http://a" } ], "circuit_breaker": {} }"#;
     let config = config::parse(text, "x").expect("it is valid");
     let registry = Registry::new(1);
     let named = |at: usize| Backend { host: format!("10.0.0.{at}"), port: 80 };
     let members_of: Vec<_> =
         (0..members.max(1)).map(|at| config::Member { backend: named(at), weight: 1 }).collect();
-    let of = config::Cluster { members: members_of, policy: Policy::LeastRequests };
+    let of = config::Cluster { members: members_of, policy };
     let members = (0..members).map(|index| {
         let endpoint =
             Endpoint::new(named(index), Vec::new(), named(index).to_string(), &config, &registry, false);
@@ -92,7 +96,7 @@ fn where_few_are_well_checks_count_for_nothing_but_breakers_do() {
     rig.open(3);
     assert_eq!(rig.chosen(&[]), [0, 1, 2]);
     (0..3).for_each(|at| rig.open(at));
-    let Err(Refused { wait }) = rig.choose(&[], true) else { panic!("all are open") };
+    let Err(Refused::For(wait)) = rig.choose(&[], true) else { panic!("all are open") };
     assert!(wait > Duration::from_secs(55) && wait <= Duration::from_secs(66), "{wait:?}");
 }
 
@@ -122,8 +126,52 @@ fn a_probe_goes_first_if_the_request_can_be_sent_again() {
 }
 
 #[test]
+fn a_drained_one_is_never_chosen_by_any_policy_or_for_any_reason() {
+    for policy in [Policy::LeastRequests, Policy::RoundRobin, Policy::Hash(config::HashKey::Path)] {
+        let rig = rig_of(4, policy.clone());
+        let drain = |at: usize, drained| rig.health(at).drain(drained, Instant::now());
+        assert!(drain(0, true) && !drain(0, true));
+        let by_any_key = || {
+            let asked = |key| Asked { key, ..Rig::asked(true, &[]) };
+            let choose = |key| rig.cluster.choose(&asked(key), |_| 0, &mut Vec::new(), &rig.dice);
+            (0..100_u64).map(|n| choose(n << 57 | n)).collect::<Vec<_>>()
+        };
+        assert!(by_any_key().iter().all(|chosen| matches!(chosen, Ok((1.., _)))), "{policy:?}");
+        let is_left_out = |tried: &[usize]| {
+            let chosen = rig.chosen(tried);
+            assert!(!chosen.is_empty() && !chosen.contains(&0), "{policy:?}: {chosen:?}");
+        };
+        // Not where few are well either.
+        (1..3).for_each(|at| rig.check_down(at));
+        is_left_out(&[]);
+        is_left_out(&[1, 2, 3]);
+        // A breaker that wants a probe gets none from it.
+        drain(0, false);
+        rig.open(0);
+        drain(0, true);
+        rig.health(0).tick(Instant::now() + Duration::from_secs(70), 0);
+        is_left_out(&[]);
+        // Breakers of others say when to come again, as long as there is one.
+        (1..4).for_each(|at| rig.open(at));
+        assert!(matches!(rig.choose(&[], true), Err(Refused::For(_))), "{policy:?}");
+        (1..4).for_each(|at| assert!(drain(at, true)));
+        assert_eq!(rig.choose(&[], true).unwrap_err(), Refused::Drained, "{policy:?}");
+    }
+    // It is not one of those that are not well: two of three are.
+    let rig = rig(4);
+    rig.health(0).drain(true, Instant::now());
+    rig.check_down(1);
+    assert_eq!(rig.chosen(&[]), [2, 3]);
+    let rig = self::rig(1);
+    rig.health(0).drain(true, Instant::now());
+    assert_eq!(rig.choose(&[], true).unwrap_err(), Refused::Drained);
+    rig.health(0).drain(false, Instant::now());
+    assert_eq!(rig.chosen(&[]), [0]);
+}
+
+#[test]
 fn a_cluster_without_endpoints_refuses() {
-    assert_eq!(rig(0).choose(&[], true).map(|(at, _)| at), Err(Refused { wait: Duration::ZERO }));
+    assert_eq!(rig(0).choose(&[], true).map(|(at, _)| at), Err(Refused::For(Duration::ZERO)));
 }
 
 #[test]

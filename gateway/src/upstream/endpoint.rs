@@ -66,6 +66,25 @@ impl Endpoint {
         Self { backend, addresses, name, authority, health, slots, cells, pace: Mutex::default() }
     }
 
+    /// Whether an operator means it: by its name, by its upstream's, or by an address of it.
+    pub fn is_called(&self, text: &str) -> bool {
+        let is_address = || text.parse().is_ok_and(|address| self.addresses.contains(&address));
+        self.name == text || self.backend.to_string() == text || is_address()
+    }
+
+    /// Gives it no further requests, or gives it some again; whether that is news.
+    pub fn drain(&self, drained: bool) -> bool {
+        let changed = self.health.drain(drained, Instant::now());
+        if changed {
+            let (upstream, active) = (&self.name, self.active());
+            match drained {
+                true => tracing::info!(upstream, active, "drained: it gets no further requests"),
+                false => tracing::info!(upstream, "drained no more: it gets requests again"),
+            }
+        }
+        changed
+    }
+
     /// Requests that went well.
     pub fn successes(&self) -> u64 {
         self.sum(|cells| cells.successes.get())

@@ -1,4 +1,5 @@
-//! How an endpoint is doing, for the whole process: breaker, score, checks, ejection, slow start.
+//! How an endpoint is doing, for the whole process: breaker, score, checks, ejection, slow start, and whether
+//! its operator has drained it.
 //!
 //! What a request needs to know is one word that is read and hardly ever written. Everything else lies
 //! behind a lock that only results of an endpoint in trouble, failures, and the clock take: a success of
@@ -26,6 +27,8 @@ const WATCHED: u64 = 1 << 16;
 const PROBE: u64 = 1 << 17;
 /// By checks or ejection; asked all the same where too few of a cluster are well.
 const DOWN: u64 = 1 << 18;
+/// By its operator: its share is 0, and what is kept for it is let go.
+const DRAINED: u64 = 1 << 19;
 
 impl Word {
     pub fn share(self) -> u32 {
@@ -38,6 +41,10 @@ impl Word {
 
     pub fn is_down(self) -> bool {
         self.0 & DOWN != 0
+    }
+
+    pub fn is_drained(self) -> bool {
+        self.0 & DRAINED != 0
     }
 
     fn is_watched(self) -> bool {
@@ -73,6 +80,15 @@ impl Rules {
     }
 }
 
+/// Why a request may not go to an endpoint, or to any of several; what may end soonest is the least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Refused {
+    /// By its breaker, which may admit the next after so long.
+    For(Duration),
+    /// By its operator, for nobody knows how long.
+    Drained,
+}
+
 struct Watched {
     rules: Rules,
     breaker: Option<Breaker>,
@@ -83,6 +99,7 @@ struct Watched {
     /// Checks that say it is down.
     failing_checks: Vec<HealthCheck>,
     ejected_until: Option<Instant>,
+    drained: bool,
     /// In a row: each lasts longer.
     ejections: u32,
     /// When one of them was last forgotten.
@@ -112,6 +129,7 @@ pub struct Report {
     /// The checks that are made find it well.
     pub checked_well: bool,
     pub ejected: bool,
+    pub drained: bool,
     pub changes: BTreeMap<(&'static str, &'static str), u64>,
     pub ejections: BTreeMap<&'static str, u64>,
     pub checks_failed: u64,
@@ -139,6 +157,7 @@ impl Health {
             mended: now,
             failing_checks: Vec::new(),
             ejected_until: None,
+            drained: false,
             ejections: 0,
             forgiven: now,
             risen: joined.then_some(now),
@@ -178,18 +197,21 @@ impl Health {
         lost_after: Duration,
         alone: bool,
         successes: impl FnOnce() -> u64,
-    ) -> Result<Ticket, Duration> {
+    ) -> Result<Ticket, Refused> {
         let word = self.word();
         if !word.is_watched() {
             return Ok(Ticket::plain((word.0 >> 32) as u32));
         }
         let (now, mut watched) = (Instant::now(), self.lock());
+        if watched.drained {
+            return Err(Refused::Drained);
+        }
         let Some(breaker) = &mut watched.breaker else { return Ok(Ticket::plain(0)) };
         let change = breaker.tick(now, successes());
         let admitted = breaker.admit(now, now + lost_after, alone);
         self.note(&mut watched, change);
         self.publish(&watched, now);
-        admitted
+        admitted.map_err(Refused::For)
     }
 
     /// How long until it may let a request through.
@@ -264,6 +286,17 @@ impl Health {
         self.lock().counts.checks_failed += 1;
     }
 
+    /// Gives it no further requests, or gives it some again, few at first; whether that is news.
+    pub fn drain(&self, drained: bool, now: Instant) -> bool {
+        let mut watched = self.lock();
+        let changed = std::mem::replace(&mut watched.drained, drained) != drained;
+        if changed && !drained {
+            watched.risen = Some(now);
+        }
+        self.publish(&watched, now);
+        changed
+    }
+
     /// Leaves it out for a while, for `why`.
     pub fn eject(&self, why: Why, now: Instant) {
         let mut watched = self.lock();
@@ -301,6 +334,7 @@ impl Health {
             probes: breaker.map_or(0, Breaker::probes),
             checked_well: watched.failing_checks.is_empty(),
             ejected: watched.ejected_until.is_some(),
+            drained: watched.drained,
             changes: watched.counts.changes.clone(),
             ejections: watched.counts.ejections.clone(),
             checks_failed: watched.counts.checks_failed,
@@ -334,6 +368,10 @@ impl Health {
 impl Watched {
     fn word(&self, now: Instant) -> Word {
         let breaker = self.breaker.as_ref();
+        let epoch = u64::from(breaker.map_or(0, Breaker::epoch)) << 32;
+        if self.drained {
+            return Word(DRAINED | WATCHED | epoch);
+        }
         let rising = self.risen.map_or(1.0, |risen| {
             let passed = now.saturating_duration_since(risen).as_secs_f64();
             FIRST_SHARE + (1.0 - FIRST_SHARE) * (passed / self.rules.slow_start.as_secs_f64()).min(1.0)
@@ -352,7 +390,7 @@ impl Watched {
         let flag = |holds: bool, flag: u64| if holds { flag } else { 0 };
         let flags =
             flag(!quiet, WATCHED) | flag(down, DOWN) | flag(breaker.is_some_and(Breaker::wants_probe), PROBE);
-        Word(share | flags | u64::from(breaker.map_or(0, Breaker::epoch)) << 32)
+        Word(share | flags | epoch)
     }
 
     /// So many successes.

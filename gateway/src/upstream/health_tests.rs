@@ -53,6 +53,26 @@ fn a_success_of_an_endpoint_that_is_well_takes_no_lock() {
 }
 
 #[test]
+fn a_drained_one_has_no_share_and_rises_slowly_afterwards() {
+    for breaker in [false, true] {
+        let (rig, now) = rig(breaker, false);
+        let under_way = rig.health.admit(Duration::from_secs(1), true, || 0).unwrap();
+        assert!(rig.health.drain(true, now));
+        assert!(rig.health.word().is_drained() && rig.share() == 0);
+        assert!(!rig.request(Verdict::Success));
+        rig.health.settle(under_way, Verdict::Success, || 1, 0.0);
+        // Nothing else that happens to it brings it back.
+        rig.health.eject(Why::Slow, now);
+        rig.health.tick(now + Duration::from_secs(3_600), 1);
+        rig.health.configure(rules(!breaker), &[], now, 1);
+        assert!(rig.health.word().is_drained() && rig.health.report().drained);
+        assert!(rig.health.drain(false, now));
+        assert_eq!(rig.share(), WHOLE / 10);
+        assert!(rig.request(Verdict::Success));
+    }
+}
+
+#[test]
 fn failures_lower_the_share_and_successes_bring_it_back() {
     let (rig, _) = rig(false, false);
     for want in [950, 903, 857] {

@@ -150,10 +150,11 @@ where
         self.cells().active.get() + self.elsewhere.get()
     }
 
-    /// Looks at the other workers: how busy they are, and whether one waits for a connection to end.
+    /// Looks at the other workers: how busy they are, and whether one waits for a connection to end; and whether
+    /// any are to be kept.
     pub fn look_around(&self) {
         self.elsewhere.set(self.endpoint.active().saturating_sub(self.cells().active.get()));
-        if self.endpoint.slots.is_wanted() {
+        if self.endpoint.slots.is_wanted() || self.endpoint.health.word().is_drained() {
             self.close_idle();
         }
     }
@@ -192,7 +193,9 @@ where
     }
 
     fn has_room(&self) -> bool {
-        !self.retired.get() && self.idle.borrow().len() < MAX_IDLE && !self.endpoint.slots.is_wanted()
+        let endpoint = &self.endpoint;
+        let wanted = endpoint.slots.is_wanted() || endpoint.health.word().is_drained();
+        !self.retired.get() && self.idle.borrow().len() < MAX_IDLE && !wanted
     }
 
     fn cells(&self) -> &metrics::Endpoint {

@@ -59,7 +59,11 @@ impl Default for Verdicts {
 pub async fn follow(endpoint: Arc<Endpoint>, check: HealthCheck) {
     let mut verdicts = Verdicts::new();
     loop {
-        if let Some(result) = ask(&endpoint, &check).await {
+        // One that is drained may be away for a good reason: what it was before counts on.
+        if !endpoint.health.word().is_drained()
+            && let Some(result) = ask(&endpoint, &check).await
+            && !endpoint.health.word().is_drained()
+        {
             take(result, &mut verdicts, &endpoint, &check);
         }
         let chance = Dice::default().fraction();
