@@ -47,6 +47,12 @@ enum Verb {
     },
     /// Read the configuration and say what is wrong with it.
     Check(cli::Check),
+    /// Write the JSON Schema of the configuration to standard output.
+    Schema {
+        /// Of a file that others include, which needs no routes.
+        #[arg(long)]
+        part: bool,
+    },
     /// Say what this host can do for the kernel half, and what to do about the rest.
     Doctor(cli::Doctor),
     /// Say how the running gateway is.
@@ -81,6 +87,7 @@ fn main() -> ExitCode {
     }
     match &arguments.verb {
         Some(Verb::Completions { shell }) => return put(&completions(*shell)),
+        Some(Verb::Schema { part }) => return put(format!("{:#}\n", config::schema(*part)).as_bytes()),
         Some(Verb::Man { verb }) => return manual(verb.as_deref()),
         _ => {}
     }
@@ -117,9 +124,11 @@ fn main() -> ExitCode {
         Verb::Rehearse(verb) => verb.run(config),
         Verb::Allow(verb) => verb.run(List::Allow, &config),
         Verb::Deny(verb) => verb.run(List::Deny, &config),
-        Verb::Check(_) | Verb::Completions { .. } | Verb::Man { .. } | Verb::Syncookies => {
-            unreachable!("they have gone their way above")
-        }
+        Verb::Check(_)
+        | Verb::Schema { .. }
+        | Verb::Completions { .. }
+        | Verb::Man { .. }
+        | Verb::Syncookies => unreachable!("they have gone their way above"),
     }
 }
 

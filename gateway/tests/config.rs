@@ -154,6 +154,9 @@ fn documented_defaults_are_the_defaults() {
         let object = spoken.pointer_mut(parent).and_then(Value::as_object_mut).expect("a section");
         if default == json!({}) {
             object.remove(name).expect("is there");
+        } else if object.get(name).is_some_and(Value::is_array) {
+            // One with an element, for the sake of its keys.
+            continue;
         } else {
             object.insert(name.to_owned(), default);
         }

@@ -17,6 +17,10 @@ const FAULTS: &[faults::Fault] = &[
         r#"{"routes": []}"#,
         &[r"1:12: routes: is empty: a gateway without routes answers 404 to everything, add one"],
     ),
+    (
+        r#"{"routes": [], "include": []}"#,
+        &[r"1:12: routes: is empty: a gateway without routes answers 404 to everything, add one"],
+    ),
     (r#"{"routes": {}}"#, &[r"1:12: routes: must be a list of routes, is an object"]),
     (
         r#"{"routes": [1, "x"]}"#,
@@ -78,7 +82,7 @@ b", "backend": "http://a"}]}"#,
     (
         r#"{"xyzzy": 1, "routes": [{"path": "/", "backend": "http://a"}]}"#,
         &[
-            r#"1:2: unknown key "xyzzy": known here are listen_addr, metrics_addr, workers, trusted_proxies, proxy_protocol, rate_limit, cache, routes, client_ipv6_prefix, kernel, user, timeouts, head, connections, overload, circuit_breaker, upstream, trace_context, access_log, control, include"#,
+            r#"1:2: unknown key "xyzzy": known here are include, listen_addr, metrics_addr, workers, trusted_proxies, proxy_protocol, rate_limit, cache, routes, client_ipv6_prefix, kernel, user, timeouts, head, connections, overload, circuit_breaker, upstream, trace_context, access_log, control"#,
         ],
     ),
     (
@@ -526,7 +530,7 @@ b", "backend": "http://a"}]}"#,
     (
         r#"{"routes": [{"path": "/", "backend": "http://a"}], "odd\nkey": 1, "odd\nkey": 2}"#,
         &[
-            r#"1:52: unknown key "odd\nkey": known here are listen_addr, metrics_addr, workers, trusted_proxies, proxy_protocol, rate_limit, cache, routes, client_ipv6_prefix, kernel, user, timeouts, head, connections, overload, circuit_breaker, upstream, trace_context, access_log, control, include"#,
+            r#"1:52: unknown key "odd\nkey": known here are include, listen_addr, metrics_addr, workers, trusted_proxies, proxy_protocol, rate_limit, cache, routes, client_ipv6_prefix, kernel, user, timeouts, head, connections, overload, circuit_breaker, upstream, trace_context, access_log, control"#,
             r"1:67: odd\nkey: this key already stands at line 1, column 52: remove one of the two",
         ],
     ),

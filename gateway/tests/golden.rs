@@ -68,12 +68,15 @@ fn files_are_joined() {
     let route = |path: &str| format!(r#"{{ "path": "{path}", "backend": "http://127.0.0.1:3001" }}"#);
     write(
         "main.json",
-        &format!(r#"{{ "include": ["more/*.json", "none/../limits.json"], "routes": [{}] }}"#, route("/")),
+        &format!(
+            r#"{{ "$schema": "a", "include": ["more/*.json", "none/../limits.json"], "routes": [{}] }}"#,
+            route("/")
+        ),
     );
     write("none/empty", "");
     write(
         "limits.json",
-        r#"{ "rate_limit": { "default_rate_per_minute": 60 }, "include": ["empty/*.json"] }"#,
+        r#"{ "$schema": "b", "rate_limit": { "default_rate_per_minute": 60 }, "include": ["empty/*.json"] }"#,
     );
     write("empty/.hidden.json", "?");
     write("more/10.json", &format!(r#"{{ "routes": [{}, {}] }}"#, route("/b"), route("/a")));

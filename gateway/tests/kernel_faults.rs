@@ -6,8 +6,8 @@ const FAULTS: &[faults::Fault] = &[
     (
         r#"{"routes": [{"path": "/", "backend": "http://a"}], "kernel": {"monitor": ["over_budgt", "pass", "shed", "shed"]}}"#,
         &[
-            r#"1:75: kernel.monitor[0]: "over_budgt" is no verdict that drops: did you mean "over_budget"?"#,
-            r#"1:89: kernel.monitor[1]: "pass" is no verdict that drops: known are denied, over_budget, penalised, cookie_sent, shed, fragment, over_ceiling, contended"#,
+            r#"1:75: kernel.monitor[0]: unknown verdict that drops "over_budgt": did you mean "over_budget"?"#,
+            r#"1:89: kernel.monitor[1]: unknown verdict that drops "pass": known are denied, over_budget, penalised, cookie_sent, shed, fragment, over_ceiling, contended"#,
             r"1:105: kernel.monitor[3]: stands in this list already: remove it",
         ],
     ),

@@ -58,18 +58,11 @@ pub enum Condition {
 
 const MAX_BYTES: std::ops::RangeInclusive<u64> = 1024 * 1024..=1 << 44;
 const ENTRY_BYTES: std::ops::RangeInclusive<u64> = 1024..=1 << 40;
-const MAX_SHARDS: u64 = 1024;
+const MAX_SHARDS: usize = 1024;
 
 pub(super) fn cache(keys: &mut Object<'_>) -> Cache {
     let max_bytes = keys.or("max_bytes", 256 << 20, |node| node.integer(MAX_BYTES));
-    let shards = keys.or("shards", 16, |node| {
-        let shards: usize = node.integer(1..=MAX_SHARDS)?;
-        if shards.is_power_of_two() {
-            return Some(shards);
-        }
-        let (above, below) = (shards.next_power_of_two(), shards.next_power_of_two() / 2);
-        node.fault(format!("must be a power of two, is {shards}: write {below} or {above}"))
-    });
+    let shards = keys.or("shards", 16, |node| node.power_of_two(MAX_SHARDS));
     let share = max_bytes / shards;
     let max_entry_bytes = keys.or("max_entry_bytes", share.min(8 << 20), |node| node.integer(ENTRY_BYTES));
     if max_entry_bytes > share {
@@ -141,5 +134,6 @@ fn distinct<T: PartialEq>(
     expected: &str,
     parse: fn(&str) -> Result<T, String>,
 ) -> Option<Vec<T>> {
-    Some(super::file::distinct(&node.list("a list of strings")?, expected, parse))
+    let elements = node.list("a list of strings")?;
+    Some(node.distinct(&elements, |node| node.string(expected, parse)))
 }

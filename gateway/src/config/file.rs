@@ -45,8 +45,9 @@ pub fn parse(text: &str, file: impl AsRef<Path>) -> Result<Config, Error> {
     document::read(text.as_bytes(), file.as_ref(), false, config).map(|reading| reading.value)
 }
 
-fn config(keys: &mut Object<'_>) -> Option<Config> {
-    keys.ignore("$schema");
+pub(super) fn config(keys: &mut Object<'_>) -> Option<Config> {
+    keys.ignore_schema();
+    keys.includes();
     let listen = keys.or("listen_addr", ListenAddr::Any(8080), listen_addr);
     let metrics = keys.or("metrics_addr", ListenAddr::Any(9090), listen_addr);
     if overlap(listen, metrics) {
@@ -104,22 +105,19 @@ fn config(keys: &mut Object<'_>) -> Option<Config> {
             }
         }
     }
-    keys.includes();
     if !has_budget && let Some((per_second, burst)) = kernel::budget(&config) {
         config.kernel.connections_per_second = per_second;
         config.kernel.connection_burst = burst;
-        keys.note("kernel.connections_per_second", &per_second);
-        keys.note("kernel.burst", &burst);
+        keys.follows("kernel.connections_per_second", &per_second);
+        keys.follows("kernel.burst", &burst);
     }
     Some(config)
 }
 
 /// `share`: bytes that a shard of the cache holds.
 fn routes(node: &Node<'_>, rate_limit: Option<&RateLimit>, share: usize) -> Option<Vec<Route>> {
-    let elements = node.list("a list of routes")?;
-    if elements.is_empty() {
-        return node.fault("is empty: a gateway without routes answers 404 to everything, add one");
-    }
+    let advice = "a gateway without routes answers 404 to everything, add one";
+    let elements = node.filled_list("a list of routes", advice)?;
     // Where the path of each host and prefix stands.
     let mut seen = HashMap::new();
     let mut distinct_route = |keys: &mut Object<'_>| {
@@ -148,11 +146,9 @@ fn route(keys: &mut Object<'_>, rate_limit: Option<&RateLimit>, share: usize) ->
         keys.optional("host", |node| node.string("a name such as \"api.example.com\"", value::route_host));
     let cluster = keys.required("backend", "\"http://127.0.0.1:3001\"", upstreams::backend);
     let methods = keys.optional("methods", |node| {
-        let names = node.list("a list such as [\"GET\"]")?;
-        if names.is_empty() {
-            return node.fault("is empty: leave the key out to allow every method");
-        }
-        Some(distinct(&names, "a method such as \"GET\"", value::method))
+        let names =
+            node.filled_list("a list such as [\"GET\"]", "leave the key out to allow every method")?;
+        Some(node.distinct(&names, |node| node.string("a method such as \"GET\"", value::method)))
     });
     if methods.as_ref().is_some_and(|methods| methods.iter().all(|method| *method == Method::CONNECT)) {
         keys.warn("methods", "no request comes here: CONNECT is refused before any route is looked for");
@@ -240,12 +236,12 @@ fn kernel_section(keys: &mut Object<'_>) -> (Kernel, bool) {
     let kernel = Kernel {
         interfaces: keys.or_empty("interfaces", |node| {
             let names = node.list("a list such as [\"eth0\"]")?;
-            Some(distinct(&names, "a name such as \"eth0\"", value::interface))
+            Some(node.distinct(&names, |node| node.string("a name such as \"eth0\"", value::interface)))
         }),
         mode: keys.choice("mode", KernelMode::Auto, "mode", &value::KERNEL_MODES),
         connections_per_second: keys
-            .or("connections_per_second", 500, |node| node.integer(1..=MAX_CONNECTIONS)),
-        connection_burst: keys.or("burst", 2000, |node| node.integer(1..=MAX_CONNECTIONS)),
+            .or_following("connections_per_second", 500, |node| node.integer(1..=MAX_CONNECTIONS)),
+        connection_burst: keys.or_following("burst", 2000, |node| node.integer(1..=MAX_CONNECTIONS)),
         ipv6_prefix: keys.or("ipv6_prefix", 64, |node| node.integer(1..=128)),
         allow: keys.or_empty("allow", networks),
         deny: keys.or_empty("deny", networks),
@@ -305,25 +301,6 @@ fn networks(node: &Node<'_>) -> Option<Vec<IpNet>> {
     let networks = node.list("a list such as [\"10.0.0.0/8\"]")?;
     let read = |node: &Node<'_>| node.string("a CIDR such as \"10.0.0.0/8\"", value::network);
     Some(networks.iter().filter_map(read).collect())
-}
-
-/// The strings of a list in which none may be repeated.
-pub(super) fn distinct<T: PartialEq>(
-    nodes: &[Node<'_>],
-    expected: &str,
-    parse: fn(&str) -> Result<T, String>,
-) -> Vec<T> {
-    let mut values = Vec::with_capacity(nodes.len());
-    for node in nodes {
-        match node.string(expected, parse) {
-            Some(value) if values.contains(&value) => {
-                node.fault::<()>("stands in this list already: remove it");
-            }
-            Some(value) => values.push(value),
-            None => {}
-        }
-    }
-    values
 }
 
 /// Whether one of the two listeners would take the other's connections (the proxy's binds with

@@ -6,7 +6,6 @@ use gateway_common::{Action, Verdict};
 use ipnet::IpNet;
 
 use super::document::{Node, Object};
-use super::value::{closest, quote};
 use super::{Config, LimitKey, LimitRule};
 
 /// A rate and a burst of the packets of one source.
@@ -48,26 +47,14 @@ const MOST: u64 = super::file::MAX_CONNECTIONS;
 
 /// The set of verdicts that are only counted: all, none, or those of a list.
 pub(super) fn monitored(node: &Node<'_>) -> Option<u32> {
-    if !node.is_list() {
-        return node.boolean().map(|all| if all { u32::MAX } else { 0 });
-    }
-    let names = node.list("true, false, or a list of verdicts")?;
-    let verdicts = super::file::distinct(&names, "a verdict such as \"over_budget\"", verdict);
-    Some(verdicts.into_iter().fold(0, |set, verdict| set | verdict.bit()))
-}
-
-fn verdict(text: &str) -> Result<Verdict, String> {
     let acting = Verdict::ALL.into_iter().filter(|verdict| verdict.row().action != Action::Pass);
-    let acting: Vec<Verdict> = acting.collect();
-    if let Some(verdict) = acting.iter().find(|verdict| verdict.row().name == text) {
-        return Ok(*verdict);
-    }
-    let names: Vec<&str> = acting.iter().map(|verdict| verdict.row().name).collect();
-    let advice = match closest(text, &names) {
-        Some(near) => format!("did you mean \"{near}\"?"),
-        None => format!("known are {}", names.join(", ")),
+    let known: Vec<_> = acting.map(|verdict| (verdict.row().name, verdict)).collect();
+    let listed = |node: &Node<'_>| {
+        let names = node.list("true, false, or a list of verdicts")?;
+        let verdicts = node.distinct(&names, |node| node.choice("verdict that drops", &known));
+        Some(verdicts.into_iter().fold(0, |set, verdict| set | verdict.bit()))
     };
-    Err(format!("{} is no verdict that drops: {advice}", quote(text)))
+    node.list_or(listed, |node| node.boolean().map(|all| if all { u32::MAX } else { 0 }))
 }
 
 pub(super) fn ceiling(keys: &mut Object<'_>) -> Option<Ceiling> {

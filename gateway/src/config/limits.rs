@@ -12,7 +12,7 @@ use super::{
     LimitPeriod, LimitRule, MAX_LIMIT_RULES, RateLimit, Store, store,
 };
 
-const MAX_SHARDS: u64 = 65_536;
+const MAX_SHARDS: usize = 65_536;
 const MAX_KEYS: RangeInclusive<u64> = 1_000..=100_000_000;
 const LONGEST_NAME_BYTES: usize = 40;
 /// What the key `api_key` stands for.
@@ -35,14 +35,7 @@ pub(super) fn section(keys: &mut Object<'_>) -> RateLimit {
         enabled: keys.or("enabled", true, Node::boolean),
         burst_size: keys.optional("burst_size", |node| node.integer(ANY_COUNT)),
         default_rate_per_minute: keys.optional("default_rate_per_minute", |node| node.integer(ANY_COUNT)),
-        num_shards: keys.or("num_shards", DEFAULT_SHARDS, |node| {
-            let shards: usize = node.integer(1..=MAX_SHARDS)?;
-            if shards.is_power_of_two() {
-                return Some(shards);
-            }
-            let (above, below) = (shards.next_power_of_two(), shards.next_power_of_two() / 2);
-            node.fault(format!("must be a power of two, is {shards}: write {below} or {above}"))
-        }),
+        num_shards: keys.or("num_shards", DEFAULT_SHARDS, |node| node.power_of_two(MAX_SHARDS)),
         max_keys: keys.or("max_keys", DEFAULT_MAX_KEYS, |node| node.integer(MAX_KEYS)),
         rules: keys.or_empty("rules", |node| rules(node, None, store.as_ref())),
         max_concurrent_per_client: keys.optional("max_concurrent_per_client", |node| node.integer(ANY_COUNT)),
@@ -64,12 +57,7 @@ pub(super) fn rules(
     store: Option<&Store>,
 ) -> Option<Vec<LimitRule>> {
     let elements = node.list("a list of rules")?;
-    if elements.len() > MAX_LIMIT_RULES {
-        return node.fault(format!(
-            "has {} rules, and {MAX_LIMIT_RULES} is the most: each costs every request",
-            elements.len()
-        ));
-    }
+    let elements = node.at_most(MAX_LIMIT_RULES, elements, "rules", "each costs every request")?;
     let mut rules: Vec<LimitRule> = Vec::with_capacity(elements.len());
     for element in &elements {
         let read = |keys: &mut Object<'_>| {
@@ -103,16 +91,13 @@ fn rule(keys: &mut Object<'_>, store: Option<&Store>) -> Option<LimitRule> {
         );
     }
     keys.note("key", &"client");
-    let key = keys.optional("key", |node| match node.is_list() {
-        false => Some(vec![node.string(A_KEY, key)?]),
-        true => {
-            let parts = node.list("a list of keys")?;
-            if parts.is_empty() {
-                return node.fault("is empty: leave it out to count by client");
-            }
-            Some(super::file::distinct(&parts, A_KEY, key))
-        }
-    });
+    let a_key = |node: &Node<'_>| node.string(A_KEY, key);
+    let keys_together = |node: &Node<'_>| {
+        let parts = node.filled_list("a list of keys", "leave it out to count by client")?;
+        Some(node.distinct(&parts, a_key))
+    };
+    let key =
+        keys.optional("key", |node| node.list_or(keys_together, |node| a_key(node).map(|one| vec![one])));
     let shadow = keys.or("shadow", false, Node::boolean);
     let cluster = store::rule(keys, limit, burst, store);
     Some(LimitRule {

@@ -13,6 +13,7 @@ mod kernel;
 mod limits;
 mod log;
 mod overload;
+mod schema;
 mod store;
 mod upstreams;
 mod value;
@@ -34,6 +35,7 @@ pub use include::watched;
 pub use kernel::{Ceiling, Escalation, Listed};
 pub use log::{AccessLog, Destination, LogFormat, TraceContext};
 pub use overload::{Connections, Overload, Priority};
+pub use schema::schema;
 pub use store::{ClusterRule, OnFailure, Store, StoreServer};
 pub use value::network;
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::document::{Node, Object};
-use super::file::{ANY_COUNT, distinct};
+use super::file::ANY_COUNT;
 use super::value;
 
 const MAX_CONNECTIONS: u64 = 10_000_000;
@@ -64,7 +64,7 @@ pub(super) fn section(keys: &mut Object<'_>) -> Overload {
         max_delay: keys.or("max_delay", Duration::from_millis(50), Node::duration),
         exempt_paths: keys.or_empty("exempt_paths", |node| {
             let paths = node.list("a list such as [\"/healthz\"]")?;
-            Some(distinct(&paths, "a path such as \"/healthz\"", value::route_path))
+            Some(node.distinct(&paths, |node| node.string("a path such as \"/healthz\"", value::route_path)))
         }),
         max_memory_bytes: keys.optional("max_memory_bytes", |node| node.integer(MEMORY_BYTES)),
     }

@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::document::Object;
-use super::file::{ANY_COUNT, distinct};
+use super::document::{Node, Object};
+use super::file::ANY_COUNT;
 use super::value::{self, quote};
 
 /// Longest that a request waits for the store, where the configuration is silent.
@@ -83,16 +83,13 @@ impl std::fmt::Display for StoreServer {
 /// `None`: there is none.
 pub(super) fn section(keys: &mut Object<'_>) -> Option<Store> {
     const A_URL: &str = "a URL such as \"redis://10.0.0.5:6379\"";
-    let servers = keys.optional("store", |node| match node.is_list() {
-        false => Some(vec![node.string(A_URL, server)?]),
-        true => {
-            let servers = node.list("a list of URLs")?;
-            if servers.is_empty() {
-                return node.fault("is empty: leave the key out where there is no store");
-            }
-            Some(distinct(&servers, A_URL, server))
-        }
-    });
+    let one = |node: &Node<'_>| node.string(A_URL, server);
+    let several = |node: &Node<'_>| {
+        let servers = node.filled_list("a list of URLs", "leave the key out where there is no store")?;
+        Some(node.distinct(&servers, one))
+    };
+    let servers =
+        keys.optional("store", |node| node.list_or(several, |node| one(node).map(|server| vec![server])));
     let password_file = keys.optional("store_password_file", |node| {
         node.string("the path of a file", |text| match text.is_empty() {
             true => Err("is empty: name the file that holds the password".to_owned()),
@@ -100,11 +97,8 @@ pub(super) fn section(keys: &mut Object<'_>) -> Option<Store> {
         })
     });
     let wait = keys.optional("store_wait", |node| {
-        let wait = node.duration()?;
-        match wait <= LONGEST_WAIT {
-            true => Some(wait),
-            false => node.fault("is longer than 10s, and requests wait for it: write less"),
-        }
+        let too_long = "is longer than 10s, and requests wait for it: write less";
+        node.duration_in(value::SHORTEST..=LONGEST_WAIT, too_long)
     });
     let gateways = keys.optional("gateways", |node| node.integer(MAX_GATEWAYS));
     if !keys.has("store") {
@@ -115,8 +109,8 @@ pub(super) fn section(keys: &mut Object<'_>) -> Option<Store> {
         }
     }
     let servers = servers?;
-    keys.note("store_wait", &DEFAULT_WAIT);
-    keys.note("gateways", &1_u32);
+    keys.follows("store_wait", &DEFAULT_WAIT);
+    keys.follows("gateways", &1_u32);
     Some(Store {
         servers,
         password_file,
@@ -133,6 +127,7 @@ pub(super) fn rule(
     store: Option<&Store>,
 ) -> Option<ClusterRule> {
     let scopes = [("local", false), ("cluster", true)];
+    keys.note("scope", &scopes[0].0);
     let scope = keys.optional("scope", |node| node.choice("scope", &scopes));
     let lease = keys.optional("lease", |node| node.integer(ANY_COUNT)).unwrap_or(1);
     let choices = OnFailure::ALL.map(|how| (how.label(), how));
@@ -166,8 +161,8 @@ pub(super) fn rule(
             format!("{gateways} gateways may hold more than the limit of {limit}: write less"),
         );
     }
-    keys.note("lease", &1_u32);
-    keys.note("on_failure", &OnFailure::Local.label());
+    keys.follows("lease", &1_u32);
+    keys.follows("on_failure", &OnFailure::Local.label());
     Some(ClusterRule { lease, on_failure })
 }
 

@@ -28,25 +28,16 @@ const A_URL: &str = "a URL such as \"http://127.0.0.1:3001\"";
 
 /// One URL, or an object with several.
 pub(super) fn backend(node: &Node<'_>) -> Option<Cluster> {
-    if node.is_object() {
-        return node.object(cluster).flatten();
-    }
-    let backend = node.string("a URL such as \"http://127.0.0.1:3001\", or an object", value::backend)?;
-    Some(Cluster { members: vec![Member { backend, weight: 1 }], policy: Policy::LeastRequests })
+    node.object_or(cluster, |node| {
+        let backend = node.string("a URL such as \"http://127.0.0.1:3001\", or an object", value::backend)?;
+        Some(Cluster { members: vec![Member { backend, weight: 1 }], policy: Policy::LeastRequests })
+    })
 }
 
 fn cluster(keys: &mut Object<'_>) -> Option<Cluster> {
     let members = keys.required("endpoints", "[ \"http://127.0.0.1:3001\" ]", |node| {
-        let nodes = node.list("a list of URLs")?;
-        if nodes.is_empty() {
-            return node.fault("is empty: name at least one URL");
-        }
-        if nodes.len() > MAX_ENDPOINTS {
-            return node.fault(format!(
-                "has {} endpoints, and {MAX_ENDPOINTS} is the most: put them behind one name",
-                nodes.len()
-            ));
-        }
+        let nodes = node.filled_list("a list of URLs", "name at least one URL")?;
+        let nodes = node.at_most(MAX_ENDPOINTS, nodes, "endpoints", "put them behind one name")?;
         let mut members: Vec<Member> = Vec::with_capacity(nodes.len());
         for node in &nodes {
             match member(node) {
@@ -72,7 +63,7 @@ fn cluster(keys: &mut Object<'_>) -> Option<Cluster> {
         }
         (policy, None) => {
             if policy == Policy::Hash(HashKey::Client) {
-                keys.note("hash_key", &"client");
+                keys.follows("hash_key", &"client");
             }
             policy
         }
@@ -81,14 +72,9 @@ fn cluster(keys: &mut Object<'_>) -> Option<Cluster> {
 }
 
 fn member(node: &Node<'_>) -> Option<Member> {
-    if node.is_object() {
-        return node.object(weighted).flatten();
-    }
-    let backend: Backend = node.string(
-        "a URL such as \"http://127.0.0.1:3001\", or an object with `url` and `weight`",
-        value::backend,
-    )?;
-    Some(Member { backend, weight: 1 })
+    const A_MEMBER: &str = "a URL such as \"http://127.0.0.1:3001\", or an object with `url` and `weight`";
+    let alone = |backend: Backend| Member { backend, weight: 1 };
+    node.object_or(weighted, |node| node.string(A_MEMBER, value::backend).map(alone))
 }
 
 fn weighted(keys: &mut Object<'_>) -> Option<Member> {
@@ -119,10 +105,8 @@ fn hash_key(text: &str) -> Result<HashKey, String> {
 
 /// True or false, or an object.
 pub(super) fn health_check(node: &Node<'_>) -> Option<Option<HealthCheck>> {
-    match node.is_object() {
-        true => node.object(check).map(Some),
-        false => Some(node.boolean_or("an object")?.then(HealthCheck::default)),
-    }
+    let by_default = |checked: bool| checked.then(HealthCheck::default);
+    node.object_or(|keys| Some(Some(check(keys))), |node| node.boolean_or("an object").map(by_default))
 }
 
 fn check(keys: &mut Object<'_>) -> HealthCheck {
@@ -145,7 +129,7 @@ fn check(keys: &mut Object<'_>) -> HealthCheck {
 
 /// What a route says of retries. `several`: its backend has several endpoints.
 pub(super) fn retry(keys: &mut Object<'_>, several: bool) -> Retry {
-    let attempts = keys.or("attempts", u32::from(several), |node| node.integer(0..=MAX_ATTEMPTS));
+    let attempts = keys.or_following("attempts", u32::from(several), |node| node.integer(0..=MAX_ATTEMPTS));
     if attempts == 0 {
         for key in ["statuses", "max_body_bytes"] {
             keys.warn(key, "has no effect: nothing is sent again, for `attempts` is 0");
@@ -160,17 +144,8 @@ pub(super) fn retry(keys: &mut Object<'_>, several: bool) -> Retry {
 }
 
 fn statuses(node: &Node<'_>) -> Option<Vec<u16>> {
-    let mut statuses = Vec::new();
-    for node in node.list("a list such as [502, 503]")? {
-        match node.integer(200..=599) {
-            Some(status) if statuses.contains(&status) => {
-                node.fault::<()>("stands in this list already: remove it");
-            }
-            Some(status) => statuses.push(status),
-            None => {}
-        }
-    }
-    Some(statuses)
+    let statuses = node.list("a list such as [502, 503]")?;
+    Some(node.distinct(&statuses, |node| node.integer(200..=599)))
 }
 
 pub(super) fn circuit_breaker(keys: &mut Object<'_>) -> CircuitBreaker {
@@ -181,7 +156,7 @@ pub(super) fn circuit_breaker(keys: &mut Object<'_>) -> CircuitBreaker {
     if max_timeout.is_some_and(|most| most < timeout) {
         keys.fault("max_timeout_seconds", "is less than `timeout_seconds`: write at least as much");
     }
-    keys.note("max_timeout_seconds", &default_most);
+    keys.follows("max_timeout_seconds", &default_most);
     CircuitBreaker {
         enabled: keys.or("enabled", true, Node::boolean),
         failure_threshold: keys.or("failure_threshold", 5, |node| node.integer(ANY_COUNT)),
@@ -190,20 +165,14 @@ pub(super) fn circuit_breaker(keys: &mut Object<'_>) -> CircuitBreaker {
         max_timeout: max_timeout.unwrap_or(default_most),
         failure_ratio: keys.or("failure_ratio", 0.5, Node::fraction),
         minimum_requests: keys.or("minimum_requests", 20, |node| node.integer(ANY_COUNT)),
+        // A bucket is a tenth, and the clock that moves them on ticks twenty times a second.
         window: keys.or("window_seconds", seconds(10), |node| {
-            let window = node.duration()?;
-            // A bucket is a tenth, and the clock that moves them on ticks twenty times a second.
-            if window < seconds(1) {
-                return node.fault("is too short to judge by: write at least \"1s\"");
-            }
-            Some(window)
+            let too_short = "is too short to judge by: write at least \"1s\"";
+            node.duration_in(seconds(1)..=value::LONGEST, too_short)
         }),
         slow_call: keys.optional("slow_call_seconds", |node| {
-            let slow = node.duration()?;
-            if slow < Duration::from_millis(200) {
-                return node.fault("is less than can be told apart: write at least \"200ms\"");
-            }
-            Some(slow)
+            let too_short = "is less than can be told apart: write at least \"200ms\"";
+            node.duration_in(Duration::from_millis(200)..=value::LONGEST, too_short)
         }),
         half_open_requests: keys.or("half_open_requests", 3, |node| node.integer(1..=MAX_PROBES)),
         recovery: keys.or("recovery_seconds", seconds(10), Node::duration),
@@ -212,26 +181,13 @@ pub(super) fn circuit_breaker(keys: &mut Object<'_>) -> CircuitBreaker {
 }
 
 fn resolver(node: &Node<'_>) -> Option<Vec<SocketAddr>> {
-    let nodes = node.list("a list such as [\"10.0.0.2\", \"10.0.0.3:5353\"]")?;
-    if nodes.is_empty() {
-        return node.fault("is empty: name a server, or leave it out to ask those of the host");
-    }
-    if nodes.len() > MAX_NAME_SERVERS {
-        return node.fault(format!(
-            "has {} servers, and {MAX_NAME_SERVERS} is the most: leave some out",
-            nodes.len()
-        ));
-    }
-    let mut servers = Vec::with_capacity(nodes.len());
-    for node in &nodes {
-        match node.string("an IP address such as \"10.0.0.2\" or \"10.0.0.3:5353\"", name_server) {
-            Some(server) if servers.contains(&server) => {
-                node.fault::<()>("stands in this list already: remove it");
-            }
-            server => servers.extend(server),
-        }
-    }
-    Some(servers)
+    const A_SERVER: &str = "an IP address such as \"10.0.0.2\" or \"10.0.0.3:5353\"";
+    let nodes = node.filled_list(
+        "a list such as [\"10.0.0.2\", \"10.0.0.3:5353\"]",
+        "name a server, or leave it out to ask those of the host",
+    )?;
+    let nodes = node.at_most(MAX_NAME_SERVERS, nodes, "servers", "leave some out")?;
+    Some(node.distinct(&nodes, |node| node.string(A_SERVER, name_server)))
 }
 
 /// An address, with or without a port.
@@ -252,11 +208,8 @@ pub(super) fn upstreams(keys: &mut Object<'_>) -> Upstreams {
         max_connections: keys.optional("max_connections", |node| node.integer(1..=1_000_000)),
         max_age: keys.or("max_age", seconds(3_600), Node::duration),
         keepalive: keys.or("keepalive", seconds(30), |node| {
-            let keepalive = node.duration()?;
-            if keepalive < seconds(1) {
-                return node.fault("is less than the system can do: write at least \"1s\"");
-            }
-            Some(keepalive)
+            let too_short = "is less than the system can do: write at least \"1s\"";
+            node.duration_in(seconds(1)..=value::LONGEST, too_short)
         }),
         user_timeout: keys.or("user_timeout", seconds(30), Node::duration),
         resolver: keys.optional("resolver", resolver).unwrap_or_default(),

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use super::{Account, Backend, KernelMode, ListenAddr};
 use crate::path;
 
-const SHORTEST: Duration = Duration::from_millis(1);
+pub(super) const SHORTEST: Duration = Duration::from_millis(1);
 pub(super) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 const LONGEST_HOST_BYTES: usize = 253;
 const LONGEST_LABEL_BYTES: usize = 63;

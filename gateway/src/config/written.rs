@@ -22,12 +22,14 @@ macro_rules! as_it_is {
     };
 }
 
-as_it_is!(bool, u8, u32, usize, f64, String, &str, Vec<u16>);
+as_it_is!(bool, u8, u32, usize, f64, String, &str, Vec<u16>, Value);
 
 impl Written for Duration {
     fn written(&self) -> Value {
-        match self.subsec_millis() {
-            0 => format!("{}s", self.as_secs()).into(),
+        const HOUR: u64 = 3_600;
+        match (self.as_secs(), self.subsec_millis()) {
+            (seconds @ 1.., 0) if seconds % HOUR == 0 => format!("{}h", seconds / HOUR).into(),
+            (seconds, 0) => format!("{seconds}s").into(),
             _ => format!("{}ms", self.as_millis()).into(),
         }
     }
