@@ -57,8 +57,8 @@ fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// Starts a flood and waits until the gateway's kernel half judges the attacker's packets.
-fn under_way(folder: &Path) -> Child {
-    let run = flood(folder, &["--attack", "connections", "--seconds", "60"]).spawn().unwrap();
+fn under_way(folder: &Path, arguments: &[&str]) -> Child {
+    let run = flood(folder, arguments).spawn().unwrap();
     let (server, interface) = (format!("{}server", prefix(&run)), format!("evil{}", run.id()));
     let attached = || {
         let told = Command::new("ip").args(["-n", &server, "-d", "link", "show", "dev", &interface]).output();
@@ -75,7 +75,7 @@ fn told(output: &Output) -> String {
 #[test]
 fn an_interrupted_flood_leaves_nothing() {
     let folder = TempDir::new().unwrap();
-    let run = under_way(folder.path());
+    let run = under_way(folder.path(), &["--attack", "connections", "--seconds", "60"]);
     let prefix = prefix(&run);
     assert!(!left(&prefix, folder.path()).is_empty());
     kill_process(Pid::from_child(&run), Signal::INT).unwrap();
@@ -85,10 +85,27 @@ fn an_interrupted_flood_leaves_nothing() {
     wait_until("nothing is left", || left(&prefix, folder.path()).is_empty());
 }
 
+/// A ring holds 256 packets: of answers that nobody takes out of it no more than a few of those arrive.
+#[test]
+fn what_the_kernel_half_answers_arrives() {
+    let folder = TempDir::new().unwrap();
+    let run = under_way(folder.path(), &["--attack", "spoofed", "--seconds", "10"]);
+    let attacker = format!("{}evil", prefix(&run));
+    let received = || {
+        let told =
+            Command::new("ip").args(["-n", &attacker, "-s", "-j", "link", "show", "dev", "cable"]).output();
+        let told: Value = serde_json::from_slice(&told.unwrap().stdout).unwrap();
+        told[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+    };
+    wait_until("answers arrive", || received() > 50_000);
+    kill_process(Pid::from_child(&run), Signal::INT).unwrap();
+    run.wait_with_output().unwrap();
+}
+
 #[test]
 fn the_next_flood_clears_what_a_killed_one_left_measures_and_leaves_nothing() {
     let folder = TempDir::new().unwrap();
-    let mut killed = under_way(folder.path());
+    let mut killed = under_way(folder.path(), &["--attack", "connections", "--seconds", "60"]);
     let killed_prefix = prefix(&killed);
     killed.kill().unwrap();
     killed.wait().unwrap();

@@ -13,6 +13,7 @@ mod packet;
 pub mod report;
 mod requests;
 mod rig;
+mod sink;
 mod slow;
 mod syn;
 mod systems;
@@ -117,18 +118,15 @@ pub enum RunError {
 /// What the rig lacks, a system that does not start, and what this process itself cannot do. What a system does
 /// under attack is a figure.
 pub fn run(plan: &Plan) -> Result<Vec<Row>, RunError> {
-    let rig = Rc::new(Rig::new(plan.cores)?);
     allow_descriptors(DESCRIPTORS)?;
     pin_this_thread(plan.cores.load)?;
-    rig.good.namespace.enter()?;
-    let mut origin = rig.server.run(Origin::bind)??;
     let mut rows = Vec::new();
     for &attack in &plan.attacks {
         let new = |system: &System| Row { attack, system: *system, rounds: Vec::new() };
         let mut of_attack: Vec<Row> = plan.systems.iter().map(new).collect();
         for _ in 0..plan.rounds {
             for row in &mut of_attack {
-                let round = round(plan, &rig, row.system, attack, &mut origin)?;
+                let round = round(plan, row.system, attack)?;
                 eprintln!("{:<12} {:<20} {}", attack.name, row.system.name(), report::line(attack, &round));
                 row.rounds.push(round);
             }
@@ -138,17 +136,14 @@ pub fn run(plan: &Plan) -> Result<Vec<Row>, RunError> {
     Ok(rows)
 }
 
-fn round(
-    plan: &Plan,
-    rig: &Rc<Rig>,
-    system: System,
-    attack: &Attack,
-    origin: &mut Origin,
-) -> Result<Round, RunError> {
+fn round(plan: &Plan, system: System, attack: &Attack) -> Result<Round, RunError> {
+    let rig = Rc::new(Rig::new(plan.cores)?);
+    rig.good.namespace.enter()?;
+    let mut origin = rig.server.run(Origin::bind)??;
     let addr = origin.addr;
-    let running = origin.serve_during(|| Running::start(system, &plan.programs, rig, addr))?;
+    let running = origin.serve_during(|| Running::start(system, &plan.programs, &rig, addr))?;
     let receive = rig.pin_receive_threads()?;
-    let mut measure = |duration, attack| stretch(rig, &running, &receive, duration, attack, origin);
+    let mut measure = |duration, attack| stretch(&rig, &running, &receive, duration, attack, &mut origin);
     Ok(Round { calm: measure(plan.calm, None)?, attacked: measure(plan.attacked, Some(attack))? })
 }
 

@@ -3,9 +3,10 @@
 //!
 //! The server's ends hand their packets to threads of their own, which are kept on the core of the system under
 //! test: what receiving costs falls on it and on nobody else. The clients' ends hand theirs to the load's core.
+//! Each round has a rig of its own, so that none meets what another has left in a stack or a cable.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -13,6 +14,7 @@ use std::process::Command;
 
 use rustix::thread::{CpuSet, LinkNameSpaceType, Pid, move_into_link_name_space, sched_setaffinity};
 
+use super::sink;
 use super::traces::{self, Trace};
 use crate::machine::Cores;
 use crate::system::on_path;
@@ -117,6 +119,15 @@ impl Rig {
     }
 }
 
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // Namespaces go in their own time; the next rig looks for its receive threads by the interfaces' names.
+        for client in [&self.good, &self.attacker] {
+            let _ = self.server.ip(&["link", "del", &client.interface]);
+        }
+    }
+}
+
 impl Client {
     fn new(server: &Namespace, role: &str, target: Ipv4Addr, cores: Cores) -> Result<Client, RigError> {
         let namespace = Namespace::new(role)?;
@@ -136,8 +147,11 @@ impl Client {
         }
         server.exec(&["ethtool", "-K", near, "gro", "on"])?;
         server.class(near, "threaded", "1")?;
-        // What a program at the near end sends back lies in the far end's ring unless NAPI takes it out.
-        client.namespace.exec(&["ethtool", "-K", far, "gro", "on"])?;
+        let mut object = tempfile::NamedTempFile::new()?;
+        object.write_all(&sink::object())?;
+        let object = object.path().to_string_lossy();
+        let program = ["xdpdrv", "object", &object, "section", sink::SECTION];
+        client.namespace.ip(&[&["link", "set", far][..], &program].concat())?;
         client.namespace.class(far, "threaded", "1")?;
         client.namespace.class(far, "queues/rx-0/rps_cpus", &format!("{:x}", 1_u64 << cores.load))?;
         Ok(client)
