@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use gateway::datapath::sys::{LinkType, link_create};
 use gateway_tests::kernel::bpf::{Constant, XDP_PASS};
+use gateway_tests::kernel::held::BpfFs;
 use gateway_tests::kernel::netns::{EDGE, Network};
 use gateway_tests::kernel::packet::{Packet, Random};
 use gateway_tests::{Client, Gateway, Upstream};
@@ -16,6 +17,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket}
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
+use tempfile::TempDir;
 
 use crate::process::{LOUD, QUIET, config, start};
 
@@ -61,6 +63,14 @@ impl Answering {
 
     fn syncookies(&self) -> String {
         self.network.gateway.run(|| fs::read_to_string(SYSCTL)).unwrap().trim().to_owned()
+    }
+
+    fn wait_for_syncookies(&self, value: &str) {
+        let start = Instant::now();
+        while self.syncookies() != value {
+            assert!(start.elapsed() < PATIENCE, "{SYSCTL} is not {value}");
+            thread::yield_now();
+        }
     }
 }
 
@@ -217,10 +227,91 @@ fn a_connection_that_began_with_a_cookie() {
         assert_eq!(answering.syncookies(), "2");
         gateway.signal(Signal::KILL);
         gateway.wait();
-        let start = Instant::now();
-        while answering.syncookies() != before {
-            assert!(start.elapsed() < PATIENCE, "the child has not put it back");
-            thread::yield_now();
+        answering.wait_for_syncookies(&before);
+    }
+}
+
+/// The processes that `gateway` has started.
+fn children(gateway: &Gateway) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", gateway.id())).unwrap();
+    let lists =
+        tasks.map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default());
+    lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+/// One gateway follows another, by an upgrade and by a restart with pins, while a flood goes on: cookies are armed
+/// again, whoever asks is served, and the host's setting is that of the last one, and in the end what it was.
+#[test]
+fn cookies_are_armed_again_by_whoever_follows() {
+    for is_upgrade in [true, false] {
+        let (answering, bpffs, directory) = (Answering::new(), BpfFs::mount(), TempDir::new().unwrap());
+        let network = &answering.network;
+        let upstream = network.gateway.run(Upstream::ok);
+        let mut settings = kernel(json!({ "new_sources_per_second": 100 }));
+        if !is_upgrade {
+            settings["persist"] = json!(bpffs.folder());
         }
+        let mut config = config(&upstream, settings);
+        config["listen_addr"] = json!("10.77.0.1:8080");
+        let path = |name| directory.path().join(name);
+        config["control"] = json!({ "socket": path("control.sock"), "state_file": path("state.json") });
+        let mut gateway = start(network, config.clone(), |_| {});
+        let (place, before) = (gateway.address, answering.syncookies());
+        assert_ne!(before, "2");
+        let is_over = AtomicBool::new(false);
+        let mut last = thread::scope(|scope| {
+            // However a check ends, the flood does.
+            let _over = Over(&is_over);
+            scope.spawn(|| {
+                let mut forger = Forger::new(network, place);
+                while !is_over.load(Ordering::Relaxed) {
+                    forger.send_from_nowhere();
+                }
+            });
+            gateway.log.wait_for("SYN cookies armed");
+            assert!(answering.is_served(QUIET, place));
+            let stack = children(&gateway);
+            assert_eq!((stack.len(), answering.syncookies().as_str()), (1, "2"));
+            let next = if is_upgrade {
+                let visits = scope.spawn(|| {
+                    let served = |source| answering.is_served(source, place);
+                    (0..50).filter(|_| !served(QUIET) || !served(LOUD)).count()
+                });
+                let next = network.gateway.run(|| gateway.followed(|_| {}));
+                assert_eq!(gateway.wait(), Some(0));
+                assert_eq!(visits.join().unwrap(), 0, "of 50 visits some were not served");
+                next
+            } else {
+                gateway.signal(Signal::TERM);
+                assert_eq!(gateway.wait(), Some(0));
+                answering.wait_for_syncookies(&before);
+                start(network, config.clone(), |_| {})
+            };
+            let begin = Instant::now();
+            while fs::exists(format!("/proc/{}", stack[0])).unwrap() {
+                assert!(begin.elapsed() < PATIENCE, "the child of the one before goes on");
+                thread::yield_now();
+            }
+            next.log.wait_for("SYN cookies armed");
+            answering.wait_for_syncookies("2");
+            assert!(answering.is_served(QUIET, place));
+            let (sent, begin) = (answering.counted(&next, "cookie_sent"), Instant::now());
+            while answering.counted(&next, "cookie_sent") == sent {
+                assert!(begin.elapsed() < PATIENCE, "it sends no cookies");
+            }
+            next
+        });
+        last.signal(Signal::TERM);
+        assert_eq!(last.wait(), Some(0));
+        answering.wait_for_syncookies(&before);
+    }
+}
+
+/// Ends the flood when dropped.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }

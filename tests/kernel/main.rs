@@ -15,6 +15,7 @@ mod full;
 mod headers;
 mod interfaces;
 mod memory;
+mod metrics;
 mod model;
 mod persist;
 mod pressure;

@@ -10,6 +10,7 @@ pub mod crowd;
 pub mod faulty;
 pub mod gateway;
 pub mod kernel;
+pub mod lint;
 pub mod log;
 pub mod message;
 pub mod metrics;

@@ -123,7 +123,11 @@ struct Value<'a> {
 }
 
 impl Value<'_> {
+    /// Once, for whoever changes it afterwards means it; but one that others had set so may be put back by them.
     fn set(&mut self) -> io::Result<()> {
+        if self.before.is_some() {
+            return Ok(());
+        }
         let found = fs::read_to_string(self.file)?;
         if found.trim() != ALWAYS {
             fs::write(self.file, ALWAYS)?;
@@ -198,6 +202,26 @@ mod tests {
             assert_eq!(after(before, orders, None), (left.to_owned(), answers.to_owned()), "{orders:?}");
         }
         assert_eq!(after("1\n", "", Some("0\n")).0, "0\n", "somebody else has changed it since");
+    }
+
+    #[test]
+    fn what_another_gateway_puts_back_is_set_again_and_what_somebody_else_sets_is_not() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let write = |text| fs::write(file.path(), text).unwrap();
+        let read = || fs::read_to_string(file.path()).unwrap();
+        write(ALWAYS);
+        let mut value = Value { file: file.path(), before: None };
+        value.set().unwrap();
+        write("1\n");
+        value.set().unwrap();
+        assert_eq!(read(), ALWAYS);
+        value.restore().unwrap();
+        assert_eq!(read(), "1\n");
+
+        value.set().unwrap();
+        write("0\n");
+        value.set().unwrap();
+        assert_eq!(read(), "0\n");
     }
 
     #[test]

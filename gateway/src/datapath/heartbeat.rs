@@ -181,7 +181,8 @@ impl Heartbeat {
         self.standings.shed(levels, pressure::epoch(now_ns), until_ns)?;
         let wanted = self.wanted()?;
         let arm = self.arming.judge(wanted, now_ns) && config.cookies;
-        if arm != self.armed {
+        // Time and again: a gateway before this one may have put the host's setting back meanwhile.
+        if arm || self.armed {
             self.switch(arm);
         }
         if self.armed || !arm {
@@ -198,6 +199,7 @@ impl Heartbeat {
     fn switch(&mut self, arm: bool) {
         let Some(stack) = &mut self.stack else { return };
         match if arm { stack.arm() } else { stack.disarm() } {
+            Ok(()) if arm == self.armed => {}
             Ok(()) => {
                 self.armed = arm;
                 let what = if arm { "armed: more new sources than may come" } else { "disarmed" };

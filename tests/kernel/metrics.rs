@@ -1,0 +1,22 @@
+//! The form of what `/metrics` says with the kernel half, with every map in use.
+
+use gateway_tests::Upstream;
+use gateway_tests::kernel::netns::{EDGE, Network};
+use gateway_tests::lint::lint;
+use serde_json::json;
+
+use crate::process::{config, is_served, start};
+
+#[test]
+fn every_family_is_well_made() {
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let kernel = json!({ "interfaces": [EDGE], "allow": ["192.0.2.0/24"], "deny": ["198.51.100.0/24"] });
+    let gateway = start(&network, config(&upstream, kernel), |_| {});
+    assert!(is_served(&network, gateway.address));
+    let text = network.gateway.run(|| gateway.scrape()).to_string();
+    let of_kernel = text.lines().filter(|line| line.starts_with("# TYPE gateway_kernel_")).count();
+    assert!(of_kernel >= 10, "only {of_kernel} families of the kernel half");
+    let (_, faults) = lint(&text);
+    assert!(faults.is_empty(), "{faults:#?}");
+}
