@@ -1,8 +1,9 @@
 //! A binary upgrade: one process takes another's place, and no connection notices.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
@@ -10,6 +11,7 @@ use gateway_tests::client::get;
 use gateway_tests::gateway::{command, complete, route_to};
 use gateway_tests::upstream::ok;
 use gateway_tests::{Client, Gate, Gateway, PATIENCE, Upstream};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -71,7 +73,7 @@ fn no_request_fails_while_gateways_follow_each_other() {
             gateway.write(settings.clone());
             let next = gateway.followed(|_| {});
             assert_eq!((next.address, next.metrics), (address, metrics));
-            gateway.log.wait_for("another gateway has followed; draining");
+            gateway.log.wait_for("another gateway serves in this one's place; draining");
             assert_eq!(gateway.wait(), Some(0));
             gateway = next;
         }
@@ -160,6 +162,11 @@ fn a_successor_that_does_not_start_changes_nothing() {
         assert_eq!(pieces, &["listener", "listener", "metrics", "control"]);
         assert_eq!(gateway.ask(&["deny", "add", "203.0.113.2"]).code, Some(1), "the lists are on their way");
         stream.write_all(word.as_bytes()).unwrap();
+        if !word.is_empty() {
+            let mut said = Vec::new();
+            stream.read_to_end(&mut said).unwrap();
+            assert!(said.ends_with(b"\"goes_on\"\n"), "{said:?}");
+        }
         drop(stream);
         goes_on(&gateway, "error=");
     }
@@ -170,6 +177,82 @@ fn a_successor_that_does_not_start_changes_nothing() {
     assert_eq!(exit.code, Some(1), "{exit:?}");
     let next = gateway.followed(|_| {});
     assert_eq!(gateway.wait(), Some(0));
+    assert_eq!(next.get("/").text(), "served");
+}
+
+/// The running gateway has waited long enough, and says so: the one that is ready too late finishes what came to it
+/// and leaves, with sockets that are not its own left open.
+#[test]
+fn a_successor_that_is_too_late_leaves() {
+    let (upstream, arrived, gate) = Upstream::gated("served");
+    let directory = TempDir::new().unwrap();
+    let mut settings = config(&upstream, &directory);
+    settings["workers"] = json!(1);
+    let file = directory.path().join("gateway.json");
+    std::fs::write(&file, complete(settings)).unwrap();
+    let control = UnixListener::bind(directory.path().join("control.sock")).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = command(directory.path());
+    command.args(["run", "--upgrade", "--config"]).arg(&file);
+    let exit = std::thread::scope(|scope| {
+        let exit = scope.spawn(|| Gateway::exit_of(&mut command));
+        let (mut stream, _) = control.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut said = BufReader::new(stream.try_clone().unwrap());
+        let mut hear = || {
+            let mut line = String::new();
+            said.read_line(&mut line).unwrap();
+            line
+        };
+        assert_eq!(hear(), "\"hand_over\"\n");
+        let manifest = json!({ "handed_over": {
+            "listen": "127.0.0.1:0", "metrics": "", "contract": "", "pieces": ["listener", "control"]
+        } });
+        stream.write_all(format!("{manifest}\n").as_bytes()).unwrap();
+        control.set_nonblocking(true).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        send_with(&stream, &[listener.as_fd(), control.as_fd()]);
+        assert_eq!(hear(), "{\"ready\":1}\n");
+        let mut client = Client::connect(listener.local_addr().unwrap());
+        client.send(get("/"));
+        arrived.recv_timeout(PATIENCE).unwrap();
+        stream.write_all(b"\"goes_on\"\n").unwrap();
+        drop(stream);
+        // Said to whoever is still being served.
+        gate.open();
+        assert_eq!(client.response().text(), "served");
+        exit.join().unwrap()
+    });
+    assert_eq!(exit.code, Some(3), "{exit:?}");
+    assert!(
+        exit.lines.last().unwrap().contains("the running gateway goes on, and this one leaves"),
+        "{exit:?}"
+    );
+    assert!(!exit.lines.iter().any(|line| line.contains("INFO ready")), "{exit:?}");
+    // Both are as they were.
+    assert!(UnixStream::connect(directory.path().join("control.sock")).is_ok());
+    assert!(TcpStream::connect(listener.local_addr().unwrap()).is_ok());
+}
+
+/// A byte, and descriptors with it.
+fn send_with(stream: &UnixStream, descriptors: &[BorrowedFd<'_>]) {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
+    let sent = sendmsg(stream, &[IoSlice::new(b".")], &mut control, SendFlags::empty());
+    sent.expect("the gateway reads");
+}
+
+#[test]
+fn an_endpoint_stays_drained() {
+    let (upstream, directory) = (Upstream::answering(ok("served")), TempDir::new().unwrap());
+    let mut gateway = Gateway::start(config(&upstream, &directory));
+    let name = upstream.address.to_string();
+    assert_eq!(gateway.ask(&["endpoints", "drain", &name]).code, Some(0));
+    let next = gateway.followed(|_| {});
+    assert_eq!(gateway.wait(), Some(0));
+    assert_eq!(next.get("/").status(), 503);
+    assert_eq!(next.ask(&["endpoints", "undrain", &name]).code, Some(0));
     assert_eq!(next.get("/").text(), "served");
 }
 

@@ -1,8 +1,8 @@
 //! A binary upgrade: the running gateway hands its sockets and the kernel half to the one that is to follow it.
 //!
 //! The successor asks at the control socket, starts with what it is given, and says when it is ready; only then
-//! does the predecessor drain. If it never says so, the predecessor goes on as if nobody had asked. `server` holds
-//! both ends.
+//! does the predecessor drain. If it does not say so in time, the predecessor goes on as if nobody had asked, and says
+//! that: whoever is ready too late leaves. `server` holds both ends.
 
 mod wire;
 
@@ -35,6 +35,9 @@ pub struct Manifest {
     /// What the bytes in the kernel half's maps mean.
     contract: String,
     pieces: Vec<Piece>,
+    /// Names of endpoints.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    drained: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +59,14 @@ enum Reply {
     Refused(String),
 }
 
+/// The predecessor's last word.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Word {
+    Followed,
+    GoesOn,
+}
+
 /// What the predecessor has to give.
 pub struct Estate<'a> {
     pub listen: String,
@@ -64,6 +75,8 @@ pub struct Estate<'a> {
     pub admin: Option<(String, BorrowedFd<'a>)>,
     pub control: Option<BorrowedFd<'a>>,
     pub kernel: Option<Bequest>,
+    /// Names of endpoints.
+    pub drained: Vec<String>,
 }
 
 /// What the successor was given. Each part is there for who takes it; the rest closes.
@@ -79,6 +92,7 @@ pub struct Inheritance {
     pub admin: Vec<TcpListener>,
     pub control: Option<UnixListener>,
     pub kernel: Option<Bequest>,
+    pub drained: Vec<String>,
 }
 
 /// The successor's word to its predecessor.
@@ -95,6 +109,12 @@ pub enum Error {
     Refused(String),
     #[error("--upgrade: the running gateway has broken off: {0}")]
     BrokenOff(io::Error),
+    #[error(
+        "--upgrade: the running gateway goes on, and this one leaves: it was not ready within {} s, or not understood; \
+         see what took it so long, and start it again",
+        PATIENCE.as_secs()
+    )]
+    GoesOn,
 }
 
 /// Asks the gateway behind `socket` for all it has.
@@ -114,8 +134,8 @@ pub fn ask(socket: &Path) -> Result<(Inheritance, Predecessor), Error> {
 
 impl Manifest {
     fn sort(self, descriptors: Vec<OwnedFd>) -> Inheritance {
-        let (listen, metrics_at, admin_at) = (self.listen, self.metrics, self.admin);
-        let mut heir = Inheritance { listen, metrics_at, admin_at, ..Inheritance::default() };
+        let (listen, metrics_at, admin_at, drained) = (self.listen, self.metrics, self.admin, self.drained);
+        let mut heir = Inheritance { listen, metrics_at, admin_at, drained, ..Inheritance::default() };
         let mut kernel = Bequest::new(self.contract);
         for (piece, descriptor) in self.pieces.into_iter().zip(descriptors) {
             match piece {
@@ -152,9 +172,25 @@ impl Predecessor {
     /// predecessor's to empty.
     ///
     /// # Errors
-    /// The predecessor has ended: nothing of its is left, and nothing is missing either.
-    pub fn follow(mut self, listeners: usize) -> io::Result<()> {
-        writeln!(self.0, "{}", serde_json::json!({ "ready": listeners }))
+    /// The predecessor goes on, so that nobody else may. One that has ended, or stands still, does not.
+    pub fn follow(mut self, listeners: usize) -> Result<(), Error> {
+        // What it said before it closed can be read even where this can be written no more.
+        let said = writeln!(self.0, "{}", serde_json::json!({ "ready": listeners }));
+        let mut line = String::new();
+        let heard = BufReader::new(&self.0).read_line(&mut line);
+        match serde_json::from_str(&line) {
+            Ok(Word::Followed) => {}
+            Ok(Word::GoesOn) => return Err(Error::GoesOn),
+            Err(_) => {
+                let error = said.and(heard.map(drop)).err();
+                let error = error.map(tracing::field::display);
+                tracing::warn!(
+                    error,
+                    "the gateway before this one has gone, or stands still, without a word"
+                );
+            }
+        }
+        Ok(())
     }
 }
 
@@ -186,6 +222,7 @@ impl Estate<'_> {
             admin,
             contract: kernel.contract().to_owned(),
             pieces,
+            drained: self.drained,
         };
         let reply = serde_json::to_string(&Reply::HandedOver(manifest))?;
         writeln!(stream, "{reply}")?;
@@ -198,11 +235,19 @@ impl Estate<'_> {
 pub struct Successor(UnixStream);
 
 impl Successor {
-    /// Waits until the successor is ready; says how many listeners it has taken.
+    /// Waits until the successor is ready; says how many listeners it has taken. From here on one of the two serves,
+    /// and both know which.
     ///
     /// # Errors
     /// It has ended, or is not ready in time.
-    pub fn wait(self) -> io::Result<usize> {
+    pub fn wait(mut self) -> io::Result<usize> {
+        let ready = self.hear();
+        let word = if ready.is_ok() { Word::Followed } else { Word::GoesOn };
+        let told = writeln!(self.0, "{}", serde_json::to_string(&word)?);
+        ready.and_then(|listeners| told.map(|()| listeners))
+    }
+
+    fn hear(&self) -> io::Result<usize> {
         #[derive(Deserialize)]
         struct Ready {
             ready: usize,

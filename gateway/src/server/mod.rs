@@ -151,6 +151,7 @@ impl Server {
         let admin = control.and_then(|control| control.admin);
         let inheritance = inheritance.at(config.listen, config.metrics, admin);
         let inherited = inheritance.listeners.len().min(count.get());
+        let drained = inheritance.drained;
         let listeners = listener::bind(config.listen, count, inheritance.listeners)?;
         let metrics = listener::bind(config.metrics, NonZeroUsize::MIN, inheritance.metrics)?.remove(0);
         let admin = admin.map(|admin| listener::bind(admin, NonZeroUsize::MIN, inheritance.admin));
@@ -182,6 +183,7 @@ impl Server {
         let access = open_log(&config, None).map_err(Error::AccessLog)?;
         let mut snapshot = Snapshot::build(config, upkeep.names(), None, &registry);
         snapshot.access = access;
+        drained.iter().for_each(|name| drop(snapshot.drain(name, true)));
         kernel.keep_told(&snapshot.sources, stack)?;
         let current = Arc::new(ArcSwap::from_pointee(snapshot));
         let state = {
@@ -258,15 +260,21 @@ impl Server {
             loaded = content;
             let _ = self.reload();
         }
-        // Said last: from here on signals, file changes and requests are all taken.
-        self.say_ready()?;
+        // From here on signals, file changes and requests are all taken.
+        let mut too_late = None;
         if let Some((predecessor, listeners)) = self.predecessor.take() {
-            if let Err(error) = predecessor.follow(listeners) {
-                tracing::warn!(%error, "the gateway before this one has gone without waiting for it");
+            match predecessor.follow(listeners) {
+                Ok(()) => self.socket.iter_mut().for_each(Socket::own),
+                Err(error) => too_late = Some((error, listeners)),
             }
-            self.socket.iter_mut().for_each(Socket::own);
+        }
+        if too_late.is_none() {
+            self.say_ready()?;
         }
         let drain = loop {
+            if let Some((_, listeners)) = &too_late {
+                break Drain::Followed(*listeners);
+            }
             tokio::select! {
                 asked = signals.next() => match asked {
                     Asked::Stop => break Drain::Alone,
@@ -308,7 +316,7 @@ impl Server {
             }
         };
         if matches!(drain, Drain::Followed(_)) {
-            // They are the successor's from now on.
+            // They are the other's from now on.
             admin.abort();
             control.iter().flat_map(|(_, tasks)| tasks).for_each(JoinHandle::abort);
             if let Some(socket) = self.socket.take() {
@@ -320,7 +328,7 @@ impl Server {
         guard.abort();
         admin.abort();
         control.iter().flat_map(|(_, tasks)| tasks).for_each(JoinHandle::abort);
-        drained
+        drained.and(too_late.map_or(Ok(()), |(error, _)| Err(error.into())))
     }
 
     fn places(&self) -> io::Result<Places> {
@@ -358,7 +366,9 @@ impl Server {
     /// Gives all there is to one that wants to follow; what comes of it is the task's result.
     fn hand_over(&self, stream: UnixStream) -> JoinHandle<io::Result<usize>> {
         tracing::info!("another gateway starts in this one's place");
-        let config = &self.current.load().config;
+        let snapshot = self.current.load();
+        let config = &snapshot.config;
+        let drained = snapshot.endpoints.iter().filter(|endpoint| endpoint.health.word().is_drained());
         let admin_at = config.control.as_ref().and_then(|control| control.admin);
         let begun = self.kernel.bequest().map_err(io::Error::other).and_then(|kernel| {
             let estate = Estate {
@@ -368,6 +378,7 @@ impl Server {
                 admin: self.admin.as_ref().zip(admin_at).map(|(admin, at)| (at.to_string(), admin.as_fd())),
                 control: self.socket.as_ref().map(AsFd::as_fd),
                 kernel,
+                drained: drained.map(|endpoint| endpoint.name.clone()).collect(),
             };
             estate.hand_over(stream)
         });
@@ -384,7 +395,7 @@ impl Server {
 
     async fn drain(self, drain: Drain, signals: &mut Signals) -> Result<(), Error> {
         match drain {
-            Drain::Followed(_) => tracing::info!("another gateway has followed; draining"),
+            Drain::Followed(_) => tracing::info!("another gateway serves in this one's place; draining"),
             Drain::Alone | Drain::No => {
                 tracing::info!("draining; a second signal ends at once");
                 tell_supervisor(&[NotifyState::Stopping]);
