@@ -50,13 +50,17 @@ pub fn pins(folder: &Path, held: Option<OwnedFd>) -> Result<Pins, Error> {
 /// tried.
 pub fn load(options: &Options, pins: Option<&Pins>) -> Result<Ebpf, Error> {
     check_host()?;
+    load_this(OBJECT, options, pins)
+}
+
+fn load_this(object: &[u8], options: &Options, pins: Option<&Pins>) -> Result<Ebpf, Error> {
     let (cookies, clock) = (u8::from(has_cookies()), u8::from(options.with_clock));
     let mut loader = EbpfLoader::new();
     loader.override_global(WITH_COOKIES, &cookies, true).override_global(WITH_CLOCK, &clock, true);
     for (name, path) in pins.iter().flat_map(|pins| pins.maps()) {
         loader.map_pin_path(name, path);
     }
-    loader.load(OBJECT).map_err(|error| match errno(&error) {
+    loader.load(object).map_err(|error| match errno(&error) {
         Some(libc::EPERM) => Error::no_permission(),
         _ => Error::Refused { program: "gateway-ebpf", reason: chain(&error) },
     })
@@ -105,7 +109,49 @@ fn effective_capabilities() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::policy::Slots;
     use super::*;
+    use crate::config;
+
+    /// The object with two names of one length changed for each other, as it is where they mean something else.
+    fn with_swapped(first: &str, second: &str) -> Vec<u8> {
+        assert_eq!(first.len(), second.len());
+        let mut object = OBJECT.to_vec();
+        for at in 0..=object.len() - first.len() {
+            let place = &mut object[at..at + first.len()];
+            if place == first.as_bytes() {
+                place.copy_from_slice(second.as_bytes());
+            } else if place == second.as_bytes() {
+                place.copy_from_slice(first.as_bytes());
+            }
+        }
+        object
+    }
+
+    #[test]
+    fn the_object_of_another_build_is_named_as_that() {
+        let options = Options { with_clock: false };
+        let config =
+            config::parse(r#"{ "routes": [{ "path": "/", "backend": "http://a" }] }"#, "test").unwrap();
+        for (first, second, map) in [
+            // No such map; one of another kind; one with values of another size.
+            ("gw_ports", "gw_gates", "gw_ports"),
+            ("gw_bucket", "gw_policy", "gw_policy"),
+            ("gw_ports", "gw_state", "gw_ports"),
+        ] {
+            let mut bpf = load_this(&with_swapped(first, second), &options, None).unwrap();
+            let error = Slots::start(&mut bpf, &config.kernel, &["192.0.2.1:80".parse().unwrap()]);
+            assert_eq!(
+                error.err().map(|error| error.to_string()),
+                Some(format!(
+                    "the kernel half in this binary is of another build, by its map {map}: run \
+                     `cargo xtask build-ebpf`, then build the gateway again"
+                )),
+            );
+        }
+        let mut bpf = load_this(OBJECT, &options, None).unwrap();
+        Slots::start(&mut bpf, &config.kernel, &[]).unwrap();
+    }
 
     #[test]
     fn what_is_missing_is_named() {
