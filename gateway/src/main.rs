@@ -67,6 +67,8 @@ enum Verb {
     Explain(cli::Explain),
     /// Play a recorded access log through a configuration, and say who would have been refused.
     Rehearse(cli::Rehearse),
+    /// Forget stored responses.
+    Purge(cli::Purge),
     /// Networks that are never refused.
     Allow(cli::ListVerb),
     /// Networks whose connections are dropped.
@@ -121,6 +123,7 @@ fn main() -> ExitCode {
         Verb::Log(verb) => verb.run(&config),
         Verb::Endpoints(verb) => verb.run(&config),
         Verb::Explain(verb) => verb.run(&config),
+        Verb::Purge(verb) => verb.run(&config),
         Verb::Rehearse(verb) => verb.run(config),
         Verb::Allow(verb) => verb.run(List::Allow, &config),
         Verb::Deny(verb) => verb.run(List::Deny, &config),

@@ -3,30 +3,21 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 
-use gateway_tests::gateway::{complete, route_to};
+use gateway_tests::gateway::route_to;
 use gateway_tests::{Api, Gateway, Message, Upstream};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A gateway to `upstream` with a control socket, on a configuration that `adjust` has changed.
-fn start(upstream: &Upstream, adjust: impl FnOnce(&mut Value)) -> Gateway {
-    let directory = TempDir::new().expect("there is room for a folder");
-    let mut config = route_to(&upstream.url());
-    config["control"] = json!({
-        "socket": directory.path().join("control.sock"), "state_file": directory.path().join("state.json")
-    });
-    adjust(&mut config);
-    let file = directory.path().join("gateway.json");
-    fs::write(&file, complete(config)).expect("there is room for a file");
-    Gateway::run(directory, file, |_| {})
+/// A gateway to `upstream` with a control socket.
+fn start(upstream: &Upstream) -> Gateway {
+    Gateway::controlled(route_to(&upstream.url()))
 }
 
 #[test]
 fn it_says_how_the_gateway_is() {
     let upstream = Upstream::ok();
-    let gateway = start(&upstream, |_| {});
+    let gateway = start(&upstream);
     let api = Api::of(&gateway);
     let status = api.get("/v1/status").json();
     assert_eq!(status["health"], json!("ok"));
@@ -49,7 +40,7 @@ fn it_says_how_the_gateway_is() {
 #[test]
 fn it_has_the_pages_of_the_metrics_port() {
     let upstream = Upstream::ok();
-    let gateway = start(&upstream, |_| {});
+    let gateway = start(&upstream);
     for (target, kind, holds) in [
         ("/metrics", "text/plain; version=0.0.4; charset=utf-8", "gateway_connections_open"),
         ("/health", "application/json", "\"ok\""),
@@ -66,7 +57,7 @@ fn it_has_the_pages_of_the_metrics_port() {
 #[test]
 fn lists_are_changed_by_documents() {
     let upstream = Upstream::ok();
-    let gateway = start(&upstream, |_| {});
+    let gateway = start(&upstream);
     let api = Api::of(&gateway);
     let added =
         api.post("/v1/lists/deny", &json!({ "network": "203.0.113.0/24", "seconds": 60, "reason": "r" }));
@@ -80,11 +71,34 @@ fn lists_are_changed_by_documents() {
     assert_eq!(api.get("/v1/lists/deny").json(), json!({ "entries": [] }));
 }
 
+#[test]
+fn stored_responses_are_forgotten() {
+    let upstream =
+        Upstream::answering("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 0\r\n\r\n");
+    let mut config = route_to(&upstream.url());
+    config["routes"][0]["enable_cache"] = json!(true);
+    let gateway = Gateway::controlled(config);
+    for (verb, name, told) in [
+        ("url", "http://a/x", "1 stored responses are gone\n"),
+        ("prefix", "http://a", "2 stored responses are gone\n"),
+        ("tag", "none", "0 stored responses are gone\n"),
+    ] {
+        gateway.get("/x");
+        gateway.get("/y");
+        let said = gateway.ask(&["purge", verb, name]);
+        assert_eq!((said.code, said.out.as_str()), (Some(0), told), "{said:?}");
+    }
+    assert_eq!(gateway.ask(&["purge", "prefix", "http://a", "--json"]).json(), json!({ "purged": 2 }));
+    let nothing = gateway.ask(&["purge", "tag", ""]);
+    assert_eq!(nothing.code, Some(1));
+    assert!(nothing.error.contains("it names nothing"), "{nothing:?}");
+}
+
 /// Each is refused by a problem that says what to do instead.
 #[test]
 fn what_it_does_not_understand_it_refuses() {
     let upstream = Upstream::ok();
-    let gateway = start(&upstream, |_| {});
+    let gateway = start(&upstream);
     let api = Api::of(&gateway);
     let typed = api.with("Content-Type", "application/json");
     let large = format!("{{\"reason\": \"{}\"}}", "x".repeat(16 * 1024));
@@ -110,6 +124,10 @@ fn what_it_does_not_understand_it_refuses() {
             400,
             "unknown field `for`",
         ),
+        (typed.ask("POST", "/v1/purge", "{}"), 400, "not understood: "),
+        (typed.ask("POST", "/v1/purge", r#"{"tag": "a", "url": "b"}"#), 400, "not understood: "),
+        (typed.ask("POST", "/v1/purge", r#"{"tag": 1}"#), 400, "not understood: invalid type"),
+        (typed.ask("POST", "/v1/purge", r#"{"all": "a"}"#), 400, "not understood: unknown variant"),
         (typed.ask("POST", "/v1/lists/deny", &large), 413, "16384 bytes at most"),
         (typed.ask("GET", "/v1/status", "{}"), 400, "this takes no body"),
     ] {
@@ -128,7 +146,7 @@ fn what_it_does_not_understand_it_refuses() {
 #[test]
 fn what_is_no_request_is_answered_or_closed() {
     let upstream = Upstream::ok();
-    let gateway = start(&upstream, |_| {});
+    let gateway = start(&upstream);
     let socket = gateway.directory().join("control.sock");
     let said = |bytes: &[u8]| {
         let mut stream = UnixStream::connect(&socket).unwrap();
@@ -151,7 +169,7 @@ fn what_is_no_request_is_answered_or_closed() {
 #[test]
 fn the_silent_make_room() {
     let upstream = Upstream::ok();
-    let gateway = start(&upstream, |_| {});
+    let gateway = start(&upstream);
     let socket = gateway.directory().join("control.sock");
     let mut silent: Vec<_> = (0..64).map(|_| UnixStream::connect(&socket).unwrap()).collect();
     for (stream, part) in
@@ -169,19 +187,19 @@ fn the_silent_make_room() {
 const TOKEN: &str = "6f0a1bd0c6a7fd2ac4fb3ac9a1ba8c70";
 
 /// A gateway with the admin API over TCP too, and a token if there is to be one.
-fn start_tcp(upstream: &Upstream, token: Option<&str>) -> (Gateway, Api) {
-    let gateway = start(upstream, |config| {
-        let control = config["control"].as_object_mut().expect("it is an object");
-        control.insert("admin_addr".to_owned(), json!("127.0.0.1:0"));
-        if let Some(token) = token {
-            let file = Path::new(control["socket"].as_str().expect("it is a path")).with_file_name("token");
-            fs::write(&file, token).expect("there is room for a file");
-            control.insert("token_file".to_owned(), json!(file));
-        }
-    });
+fn start_tcp(upstream: &Upstream, token: Option<&str>) -> (Gateway, Api, TempDir) {
+    let place = TempDir::new().expect("there is room for a folder");
+    let file = place.path().join("token");
+    let mut config = route_to(&upstream.url());
+    config["control"]["admin_addr"] = json!("127.0.0.1:0");
+    if let Some(token) = token {
+        fs::write(&file, token).expect("there is room for a file");
+        config["control"]["token_file"] = json!(file);
+    }
+    let gateway = Gateway::controlled(config);
     let address = Api::of(&gateway).get("/v1/status").json()["listeners"]["admin"].clone();
     let api = Api::tcp(address.as_str().and_then(|address| address.parse().ok()).expect("an address"));
-    (gateway, api)
+    (gateway, api, place)
 }
 
 fn with_token(api: &Api, token: &str) -> Api {
@@ -199,7 +217,7 @@ fn refused(answer: &Message, status: u16, told: &str) {
 #[test]
 fn over_tcp_a_token_says_who_asks() {
     let upstream = Upstream::ok();
-    let (gateway, api) = start_tcp(&upstream, Some(&format!("{TOKEN}\n")));
+    let (_gateway, api, place) = start_tcp(&upstream, Some(&format!("{TOKEN}\n")));
     let entry = json!({ "network": "203.0.113.0/24" });
     for target in ["/v1/status", "/health", "/metrics"] {
         assert_eq!(api.get(target).status(), 200, "{target}");
@@ -233,10 +251,10 @@ fn over_tcp_a_token_says_who_asks() {
     refused(&form.ask("POST", "/v1/lists/deny", "network=::1"), 415, "Content-Type: application/json");
 
     // Another takes its place without a reload.
-    fs::write(gateway.directory().join("token"), "another one, long enough").unwrap();
+    fs::write(place.path().join("token"), "another one, long enough").unwrap();
     refused(&known.get("/v1/status"), 401, "not that of control.token_file");
     assert_eq!(with_token(&api, "another one, long enough").get("/v1/lists/deny").status(), 200);
-    fs::remove_file(gateway.directory().join("token")).unwrap();
+    fs::remove_file(place.path().join("token")).unwrap();
     refused(&known.get("/v1/lists/deny"), 403, "over TCP this takes a token");
 }
 
@@ -244,7 +262,7 @@ fn over_tcp_a_token_says_who_asks() {
 #[test]
 fn a_page_in_a_browser_is_told_nothing() {
     let upstream = Upstream::ok();
-    let (_gateway, api) = start_tcp(&upstream, Some(TOKEN));
+    let (_gateway, api, _place) = start_tcp(&upstream, Some(TOKEN));
     for host in ["evil.example", "evil.example:9091", "localhost.evil.example", ""] {
         for target in ["/v1/status", "/metrics", "/nowhere"] {
             refused(&api.called(host).get(target), 403, "so that no web page can ask");
@@ -260,7 +278,7 @@ fn a_page_in_a_browser_is_told_nothing() {
 #[test]
 fn without_a_token_tcp_changes_nothing_and_names_nobody() {
     let upstream = Upstream::ok();
-    let (gateway, api) = start_tcp(&upstream, None);
+    let (gateway, api, _place) = start_tcp(&upstream, None);
     for api in [&api, &with_token(&api, ""), &with_token(&api, TOKEN)] {
         refused(&api.post("/v1/lists/deny", &json!({ "network": "::1/128" })), 403, "control.token_file");
         refused(&api.get("/v1/lists/deny"), 403, "control.token_file");
@@ -268,7 +286,7 @@ fn without_a_token_tcp_changes_nothing_and_names_nobody() {
     }
     assert_eq!(Api::of(&gateway).get("/v1/lists/deny").json(), json!({ "entries": [] }));
 
-    let (gateway, api) = start_tcp(&upstream, Some("short"));
+    let (gateway, api, _place) = start_tcp(&upstream, Some("short"));
     gateway.log.wait_for("holds less than 16 bytes");
     refused(&with_token(&api, "short").get("/v1/lists/deny"), 403, "control.token_file");
 }
@@ -277,7 +295,7 @@ fn without_a_token_tcp_changes_nothing_and_names_nobody() {
 #[test]
 fn a_successor_answers_at_the_same_port() {
     let upstream = Upstream::ok();
-    let (mut gateway, api) = start_tcp(&upstream, None);
+    let (mut gateway, api, _place) = start_tcp(&upstream, None);
     let next = gateway.followed(|_| {});
     assert_eq!(gateway.wait(), Some(0));
     assert_eq!(api.get("/v1/status").json()["pid"], json!(next.id()));

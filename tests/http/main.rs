@@ -27,6 +27,7 @@ mod metrics;
 mod metrics_lint;
 mod mutations;
 mod names;
+mod openapi;
 mod overload;
 mod paths;
 mod quick_start;

@@ -60,6 +60,19 @@ impl Gateway {
         Self::run(directory, file, |_| {})
     }
 
+    /// The same with a control socket beside the configuration, where [`crate::Api`] asks; what is in the section
+    /// already stays.
+    #[track_caller]
+    pub fn controlled(mut config: Value) -> Self {
+        let directory = TempDir::new().expect("there is room for a folder");
+        for (key, name) in [("socket", "control.sock"), ("state_file", "state.json")] {
+            config["control"][key] = json!(directory.path().join(name));
+        }
+        let file = directory.path().join("gateway.json");
+        write(&file, config);
+        Self::run(directory, file, |_| {})
+    }
+
     /// One route for every path to `upstream`.
     #[track_caller]
     pub fn to(upstream: &Upstream) -> Self {

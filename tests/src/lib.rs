@@ -16,6 +16,7 @@ pub mod message;
 pub mod metrics;
 pub mod name_server;
 pub mod redis;
+pub mod schema;
 pub mod upstream;
 
 use std::sync::{Arc, Condvar, Mutex};

@@ -1,5 +1,4 @@
-//! The metrics port: what the gateway says of itself. No client address is shown; the one thing that can
-//! be changed here is what the cache holds, from the gateway's own host.
+//! The metrics port: what the gateway says of itself. No client address is shown, and nothing can be changed.
 
 mod cache;
 mod limits;
@@ -9,14 +8,13 @@ mod store;
 mod upstreams;
 
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Collected, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -128,17 +126,14 @@ impl State {
 /// Serves the port until the process ends.
 pub async fn serve(state: Arc<State>, listener: TcpListener) {
     loop {
-        let Ok((stream, peer)) = listener.accept().await else {
+        let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(BACK_OFF).await;
             continue;
         };
         let state = state.clone();
         tokio::spawn(async move {
-            let service = service_fn(|request: Request<Incoming>| async {
-                Ok::<_, Infallible>(match (request.method(), request.uri().path()) {
-                    (&Method::POST, "/purge") => purge(&state, peer.ip(), request).await,
-                    (_, _) => respond(&state, &request),
-                })
+            let service = service_fn(|request: Request<Incoming>| {
+                std::future::ready(Ok::<_, Infallible>(respond(&state, &request)))
             });
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -149,18 +144,9 @@ pub async fn serve(state: Arc<State>, listener: TcpListener) {
     }
 }
 
-async fn purge(state: &State, peer: IpAddr, request: Request<Incoming>) -> Response<Full<Bytes>> {
-    const MAX_BYTES: usize = 16 * 1024;
-    let (parts, body) = request.into_parts();
-    let body = Limited::new(body, MAX_BYTES).collect().await.map(Collected::to_bytes).unwrap_or_default();
-    let (status, text) = cache::purge(state, peer, &parts.headers, &body);
-    reply(status, if status.is_success() { "application/json" } else { "text/plain" }, text)
-}
-
 fn respond<B>(state: &State, request: &Request<B>) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        let mut response =
-            reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET and HEAD only; POST /purge\n");
+        let mut response = reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET and HEAD only\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }

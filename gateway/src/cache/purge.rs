@@ -1,15 +1,29 @@
 //! Forgetting what is stored at somebody's wish: one URL, everything below a prefix, or a tag.
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use super::Cache;
 use super::key::{self, Scheme};
 
 /// What is to go. URLs are whole: `http://host/path?query`; those of every route count.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Purge {
     Url(String),
+    /// Everything that begins so.
     Prefix(String),
     /// Named by a response's `Cache-Tag` or `Surrogate-Key`.
     Tag(String),
+}
+
+impl Purge {
+    /// Whether it names nothing.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Url(text) | Self::Prefix(text) | Self::Tag(text) => text.is_empty(),
+        }
+    }
 }
 
 impl Cache {

@@ -18,6 +18,7 @@ use clap::{Args, Subcommand};
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 
+use crate::cache;
 use crate::config::{self, Config};
 use crate::control::{self, Added, Done, Entries, Level, Reloaded, Request};
 use crate::lists::List;
@@ -66,6 +67,34 @@ pub struct Log {
     level: Option<String>,
     #[command(flatten)]
     output: Output,
+}
+
+#[derive(Args)]
+pub struct Purge {
+    #[command(subcommand)]
+    what: Purged,
+}
+
+#[derive(Subcommand)]
+enum Purged {
+    /// One URL, whole: http://host/path?query.
+    Url {
+        url: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Every URL that begins so, such as http://host/images/.
+    Prefix {
+        url: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// What its backend has named so in Cache-Tag or Surrogate-Key.
+    Tag {
+        name: String,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 #[derive(Args)]
@@ -163,6 +192,19 @@ impl Log {
 impl Status {
     pub fn run(self, config: &Config) -> ExitCode {
         ask(config, &Request::get("/v1/status"), &self.output, |status| status::lines(&status))
+    }
+}
+
+impl Purge {
+    pub fn run(self, config: &Config) -> ExitCode {
+        let (what, output) = match self.what {
+            Purged::Url { url, output } => (cache::Purge::Url(url), output),
+            Purged::Prefix { url, output } => (cache::Purge::Prefix(url), output),
+            Purged::Tag { name, output } => (cache::Purge::Tag(name), output),
+        };
+        ask(config, &Request::post("/v1/purge", &what), &output, |control::Purged { purged }| {
+            format!("{purged} stored responses are gone\n")
+        })
     }
 }
 

@@ -11,7 +11,8 @@ use serde::de::DeserializeOwned;
 
 use super::access::Access;
 use super::problem::Problem;
-use super::{Added, Done, Drained, Endpoints, Entries, Level, Reloaded, explain, status};
+use super::{Added, Done, Drained, Endpoints, Entries, Level, Purged, Reloaded, explain, status};
+use crate::cache::Purge;
 use crate::lists::List;
 use crate::text::decoded;
 
@@ -46,6 +47,8 @@ pub enum Operation {
     List,
     Add,
     Delete,
+    Purge,
+    OpenApi,
 }
 
 /// The schema of a document.
@@ -86,7 +89,7 @@ const LIST: Parameter = Parameter { name: "list", schema: document::<List>(), wh
 const NETWORK: Parameter = Parameter {
     name: "network",
     schema: document::<String>(),
-    what: "As it stands on the list, or one address.",
+    what: "As it stands on the list, such as 203.0.113.0/24.",
 };
 const ENDPOINT: Parameter = Parameter {
     name: "endpoint",
@@ -188,6 +191,22 @@ pub static ROUTES: &[Route] = &[
         parameters: &[LIST, NETWORK],
         answer: Answer::Json(document::<Done>()),
         ..CHANGE
+    },
+    Route {
+        path: "/v1/purge",
+        operation: Operation::Purge,
+        summary: "Forgets stored responses: of one URL, of all that begin with a prefix, or with a tag.",
+        body: Some(document::<Purge>()),
+        answer: Answer::Json(document::<Purged>()),
+        ..CHANGE
+    },
+    Route {
+        path: "/v1/openapi.json",
+        operation: Operation::OpenApi,
+        access: Access::Open,
+        summary: "This description, as an OpenAPI 3.1 document.",
+        answer: Answer::Other(JSON),
+        ..GET
     },
     page("/metrics", "Everything that is counted, for Prometheus.", TEXT),
     page("/health", "Whether it is well, in JSON: `ok`, `degraded` or `draining`.", JSON),

@@ -31,7 +31,7 @@ use tokio::time::{sleep, timeout};
 use super::access::{self, Caller, TokenError};
 use super::problem::Problem;
 use super::router::{self, Call, Operation, Route};
-use super::{HAND_OVER, PATIENCE, explain, now, process, status};
+use super::{HAND_OVER, PATIENCE, explain, now, openapi, process, status};
 use crate::admin::{self, State, reply};
 use crate::kernel::Kernel;
 use crate::reload::Asks;
@@ -215,6 +215,8 @@ impl Control {
             }
             Operation::List => json(&self.list(call.parameter("list")?)?),
             Operation::Add => json(&self.add(call.parameter("list")?, call.document()?)?),
+            Operation::Purge => json(&self.purge(&call.document()?)?),
+            Operation::OpenApi => json(&openapi::document()),
             Operation::Delete => json(&self.del(call.parameter("list")?, call.parameter("network")?)?),
         })
     }
