@@ -94,6 +94,28 @@ fn stored_responses_are_forgotten() {
     assert!(nothing.error.contains("it names nothing"), "{nothing:?}");
 }
 
+#[test]
+fn routes_cache_and_limits_are_shown_as_they_are() {
+    let upstream =
+        Upstream::answering("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 0\r\n\r\n");
+    let mut config = route_to(&upstream.url());
+    config["routes"][0]["enable_cache"] = json!(true);
+    config["routes"][0]["methods"] = json!(["GET"]);
+    config["routes"][0]["rate_limits"] = json!([{ "name": "day", "limit": 9, "per": "day" }]);
+    let gateway = Gateway::controlled(config);
+    let api = Api::of(&gateway);
+    let keys = || ["/v1/cache", "/v1/limits"].map(|target| api.get(target).json()["keys"].clone());
+    assert_eq!(keys(), [json!(0), json!(0)]);
+    gateway.get("/x");
+    gateway.get("/y");
+    assert_eq!(keys(), [json!(2), json!(1)]);
+    assert!(api.get("/v1/cache").json()["bytes"].as_u64().unwrap() > 0);
+    let route = api.get("/v1/routes").json()["routes"][0].clone();
+    assert_eq!((&route["path"], &route["methods"]), (&json!("/"), &json!(["GET"])));
+    assert_eq!((&route["limits"], &route["cached"]), (&json!(["day"]), &json!(true)));
+    assert_eq!(route["endpoints"].as_array().unwrap().len(), 1);
+}
+
 /// Each is refused by a problem that says what to do instead.
 #[test]
 fn what_it_does_not_understand_it_refuses() {

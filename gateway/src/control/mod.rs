@@ -9,6 +9,7 @@ mod access;
 mod client;
 mod endpoints;
 pub mod explain;
+pub mod figures;
 mod lists;
 mod openapi;
 mod problem;

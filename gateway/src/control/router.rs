@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::access::Access;
 use super::problem::Problem;
-use super::{Added, Done, Drained, Endpoints, Entries, Level, Purged, Reloaded, explain, status};
+use super::{Added, Done, Drained, Endpoints, Entries, Level, Purged, Reloaded, explain, figures, status};
 use crate::cache::Purge;
 use crate::lists::List;
 use crate::text::decoded;
@@ -48,6 +48,9 @@ pub enum Operation {
     Add,
     Delete,
     Purge,
+    Routes,
+    Cache,
+    Limits,
     OpenApi,
 }
 
@@ -199,6 +202,27 @@ pub static ROUTES: &[Route] = &[
         body: Some(document::<Purge>()),
         answer: Answer::Json(document::<Purged>()),
         ..CHANGE
+    },
+    Route {
+        path: "/v1/routes",
+        operation: Operation::Routes,
+        summary: "The routes in force, and what is under way on each.",
+        answer: Answer::Json(document::<figures::Routes>()),
+        ..GET
+    },
+    Route {
+        path: "/v1/cache",
+        operation: Operation::Cache,
+        summary: "What the cache holds.",
+        answer: Answer::Json(document::<figures::Cache>()),
+        ..GET
+    },
+    Route {
+        path: "/v1/limits",
+        operation: Operation::Limits,
+        summary: "The table of the rate limits' keys.",
+        answer: Answer::Json(document::<figures::Limits>()),
+        ..GET
     },
     Route {
         path: "/v1/openapi.json",

@@ -216,6 +216,9 @@ impl Control {
             Operation::List => json(&self.list(call.parameter("list")?)?),
             Operation::Add => json(&self.add(call.parameter("list")?, call.document()?)?),
             Operation::Purge => json(&self.purge(&call.document()?)?),
+            Operation::Routes => json(&self.routes()),
+            Operation::Cache => json(&self.cache()),
+            Operation::Limits => json(&self.limits()),
             Operation::OpenApi => json(&openapi::document()),
             Operation::Delete => json(&self.del(call.parameter("list")?, call.parameter("network")?)?),
         })
