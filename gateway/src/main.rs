@@ -57,6 +57,8 @@ enum Verb {
     Doctor(cli::Doctor),
     /// Say how the running gateway is.
     Status(cli::Status),
+    /// Show a running gateway's figures, live, on a terminal.
+    Top(cli::Top),
     /// Have the running gateway read its configuration again, and say what came of it.
     Reload(cli::Reload),
     /// Show or change how much the running gateway says on its standard error.
@@ -119,6 +121,7 @@ fn main() -> ExitCode {
         Verb::Run { upgrade } => run(config, source, upgrade),
         Verb::Doctor(verb) => verb.run(&config),
         Verb::Status(verb) => verb.run(&config),
+        Verb::Top(verb) => verb.run(&config),
         Verb::Reload(verb) => verb.run(&config),
         Verb::Log(verb) => verb.run(&config),
         Verb::Endpoints(verb) => verb.run(&config),

@@ -41,6 +41,7 @@ mod routing;
 mod shutdown;
 mod slow_clients;
 mod start;
+mod top;
 mod trace_context;
 mod upgrade;
 mod uploads;

@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod name_server;
 pub mod redis;
 pub mod schema;
+pub mod terminal;
 pub mod upstream;
 
 use std::sync::{Arc, Condvar, Mutex};
@@ -29,6 +30,7 @@ pub use faulty::{Fault, Restartable};
 pub use gateway::{Exit, Gateway, Told};
 pub use message::Message;
 pub use name_server::{NameServer, Says};
+pub use terminal::Terminal;
 pub use upstream::{Conn, Upstream};
 
 /// How long anything that is waited for may take before the test fails.

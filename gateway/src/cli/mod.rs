@@ -10,6 +10,7 @@ mod list;
 mod rehearse;
 mod status;
 mod time;
+mod top;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ pub use check::Check;
 pub use doctor::Doctor;
 pub use endpoints::Endpoints;
 pub use rehearse::Rehearse;
+pub use top::Top;
 
 /// The gateway said no.
 const REFUSED: u8 = 1;

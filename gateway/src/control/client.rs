@@ -69,8 +69,18 @@ impl Request {
     }
 }
 
-/// Asks the gateway behind `socket`; inside is why it says no.
+/// Asks the gateway behind `socket` for a document; inside is why it says no.
 pub fn ask(socket: &Path, request: &Request) -> Result<Result<Value, String>, AskError> {
+    let nonsense =
+        |source: serde_json::Error| AskError::Nonsense { socket: socket.to_owned(), source: source.into() };
+    match fetch(socket, request)? {
+        Ok(body) => serde_json::from_slice(&body).map(Ok).map_err(nonsense),
+        Err(refusal) => Ok(Err(refusal)),
+    }
+}
+
+/// The same for what is no document.
+pub fn fetch(socket: &Path, request: &Request) -> Result<Result<Vec<u8>, String>, AskError> {
     let exchange = || -> io::Result<Vec<u8>> {
         let mut stream = connect(socket)?;
         stream.write_all(&request.bytes())?;
@@ -80,19 +90,23 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Result<Value, String>, As
         if answer.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(answer) }
     };
     let answer = exchange().map_err(|source| AskError::Unreachable { socket: socket.to_owned(), source })?;
-    understand(&answer).map_err(|source| AskError::Nonsense { socket: socket.to_owned(), source })
+    understand(answer).map_err(|source| AskError::Nonsense { socket: socket.to_owned(), source })
 }
 
-fn understand(answer: &[u8]) -> Result<Result<Value, String>, Box<dyn Error + Send + Sync>> {
+fn understand(mut answer: Vec<u8>) -> Result<Result<Vec<u8>, String>, Box<dyn Error + Send + Sync>> {
     let mut fields = [httparse::EMPTY_HEADER; 16];
     let mut head = httparse::Response::new(&mut fields);
-    let httparse::Status::Complete(length) = head.parse(answer)? else {
+    let httparse::Status::Complete(length) = head.parse(&answer)? else {
         return Err("its answer breaks off".into());
     };
-    let document: Value = serde_json::from_slice(&answer[length..])?;
-    match head.code {
-        Some(200..=299) => Ok(Ok(document)),
-        _ => Ok(Err(document["detail"].as_str().ok_or("it does not say why not")?.to_owned())),
+    let code = head.code;
+    let body = answer.split_off(length);
+    match code {
+        Some(200..=299) => Ok(Ok(body)),
+        _ => {
+            let document: Value = serde_json::from_slice(&body)?;
+            Ok(Err(document["detail"].as_str().ok_or("it does not say why not")?.to_owned()))
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub mod status;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub(crate) use client::converse;
-pub use client::{AskError, Request, ask};
+pub use client::{AskError, Request, ask, fetch};
 pub use endpoints::{Drained, Endpoint, Endpoints};
 pub use explain::Explanation;
 pub use lists::{Added, Done, Entries, Listed};
