@@ -14,6 +14,7 @@ pub mod guard;
 pub mod handover;
 pub mod kernel;
 pub mod limit;
+pub mod lines;
 pub mod lists;
 pub mod logging;
 pub mod metrics;

@@ -32,8 +32,12 @@ impl Text {
         self.length += digits.len();
     }
 
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
     pub fn value(&self) -> HeaderValue {
-        HeaderValue::from_bytes(&self.bytes[..self.length]).expect("it holds visible ASCII alone")
+        HeaderValue::from_bytes(self.as_bytes()).expect("it holds visible ASCII alone")
     }
 }
 

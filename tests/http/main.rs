@@ -43,6 +43,7 @@ mod slow_clients;
 mod start;
 mod top;
 mod trace_context;
+mod unread;
 mod upgrade;
 mod uploads;
 mod upstreams;

@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use http::header::{AGE, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::memory::{copied, size_class};
 use super::policy::Terms;
 use super::select::Selecting;
+use crate::lines;
 
 /// Memory of an allocation besides what was asked for.
 const ALLOCATION_BYTES: usize = 16;
@@ -30,6 +32,8 @@ const HOT: u32 = 16;
 pub struct Entry {
     pub status: StatusCode,
     pub headers: HeaderMap,
+    /// The fields as they go out, but for those that each answer says anew: `Age` and `Content-Length`.
+    pub lines: Bytes,
     pub body: Pieces,
     pub terms: Terms,
     pub selecting: Selecting,
@@ -93,8 +97,20 @@ impl Entry {
         const LAST_SHARE: f64 = 0.2;
         let refresh_from = terms.lifetime.mul_f64(1.0 - LAST_SHARE * spread.clamp(0.1, 1.0));
         let (hits, refreshing) = Default::default();
-        let headers = compact(headers);
-        Self { status, headers, body, terms, selecting, received, date, refresh_from, hits, refreshing }
+        let (headers, lines) = lined(headers);
+        Self {
+            status,
+            headers,
+            lines,
+            body,
+            terms,
+            selecting,
+            received,
+            date,
+            refresh_from,
+            hits,
+            refreshing,
+        }
     }
 
     /// RFC 9111 §4.2.3.
@@ -133,8 +149,9 @@ impl Entry {
     pub fn bytes(&self) -> usize {
         let fields = self.headers.capacity() * (FIELD_BYTES + INDEX_BYTES * 4 / 3);
         let names: usize = self.headers.keys().map(|name| name.as_str().len() + ALLOCATION_BYTES).sum();
-        let values = size_class(self.headers.values().map(HeaderValue::len).sum()) + PIECE_BYTES;
-        let head = fields + values + names + 3 * ALLOCATION_BYTES;
+        let lines: usize =
+            self.headers.iter().map(|(name, value)| lines::bytes(name, value.as_bytes())).sum();
+        let head = fields + size_class(lines) + PIECE_BYTES + names + 3 * ALLOCATION_BYTES;
         size_of::<Self>() + 2 * ALLOCATION_BYTES + head + self.body.bytes() + self.selecting.bytes()
     }
 
@@ -148,16 +165,40 @@ impl Entry {
     }
 }
 
+/// The same fields in memory of their own, and as lines, in which the values lie.
+fn lined(headers: &HeaderMap) -> (HeaderMap, Bytes) {
+    let is_said_anew = |name: &HeaderName| *name == AGE || *name == CONTENT_LENGTH;
+    let mut fields: Vec<_> = headers.iter().collect();
+    fields.sort_by_key(|(name, _)| is_said_anew(name));
+    let (mut text, mut kept) = (Vec::new(), 0);
+    for (name, value) in &fields {
+        lines::write(&mut text, name, value.as_bytes());
+        kept = if is_said_anew(name) { kept } else { text.len() };
+    }
+    let block = copied(&text);
+    let (mut copy, mut end) = (HeaderMap::with_capacity(headers.len()), 0);
+    for (name, value) in fields {
+        end += lines::bytes(name, value.as_bytes());
+        let last = end - lines::END.len();
+        let value = HeaderValue::from_maybe_shared(block.slice(last - value.len()..last));
+        copy.append(owned(name), value.expect("it is a value already"));
+    }
+    (copy, block.slice(..kept))
+}
+
+fn owned(name: &HeaderName) -> HeaderName {
+    HeaderName::from_bytes(name.as_str().as_bytes()).expect("it is a name already")
+}
+
 /// The same fields in memory of their own, all values in one block.
 pub fn compact(headers: &HeaderMap) -> HeaderMap {
     let values: Vec<&[u8]> = headers.values().map(HeaderValue::as_bytes).collect();
     let mut block = copied(&values.concat());
     let mut copy = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {
-        let name = HeaderName::from_bytes(name.as_str().as_bytes()).expect("it is a name already");
         let value =
             HeaderValue::from_maybe_shared(block.split_to(value.len())).expect("it is a value already");
-        copy.append(name, value);
+        copy.append(owned(name), value);
     }
     copy
 }

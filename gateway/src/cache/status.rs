@@ -56,6 +56,10 @@ pub enum Status {
 
 impl Status {
     pub fn value(self) -> HeaderValue {
+        self.text().value()
+    }
+
+    pub fn text(self) -> Text {
         let mut text = Text::default();
         match self {
             Self::Hit { ttl } => {
@@ -78,7 +82,7 @@ impl Status {
                 text.push(if collapsed { "; collapsed" } else { "" });
             }
         }
-        text.value()
+        text
     }
 }
 

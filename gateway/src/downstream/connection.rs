@@ -246,6 +246,7 @@ async fn run(proxy: &Rc<Proxy>, io: &Rc<Io>) -> End {
         poll_between(proxy, io, &stall, cx)
     })
     .await;
+    client.lines.take();
     if let End::Parked = end {
         io.put_back(http.into_parts().read_buf);
     }

@@ -140,10 +140,10 @@ impl Io {
 
     /// Sends interim responses, unless bytes of an earlier response are still on their way.
     pub fn flush_interim(&self, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.blocked.get() || self.client.interim.borrow().is_empty() {
+        if self.blocked.get() || self.client.first.borrow().is_empty() {
             return Ok(());
         }
-        let _pending = self.poll_write_interim(cx)?;
+        let _pending = self.poll_write_first(cx)?;
         Ok(())
     }
 
@@ -241,13 +241,54 @@ impl Io {
         polled
     }
 
-    fn poll_write_interim(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut interim = self.client.interim.borrow_mut();
-        while !interim.is_empty() {
-            let n = ready!(self.poll_write_raw(cx, &interim))?;
-            interim.drain(..n);
+    fn poll_write_first(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut first = self.client.first.borrow_mut();
+        while !first.is_empty() {
+            let n = ready!(self.poll_write_raw(cx, &first))?;
+            first.drain(..n);
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// The first bytes of a response, with `lines` behind its status line. What is written counts as hyper sees it,
+    /// which knows nothing of the lines: where the socket takes a part of them, the rest is kept.
+    fn poll_write_head(
+        &self,
+        cx: &mut Context<'_>,
+        lines: &mut Vec<u8>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let status_line = memchr::memchr(b'\n', &pieces[0]).filter(|_| pieces[0].starts_with(b"HTTP/1."));
+        let Some((status, rest)) = status_line.map(|end| pieces[0].split_at(end + 1)) else {
+            return Poll::Ready(Err(io::Error::other("a response that does not begin with its status line")));
+        };
+        let mut flat = self.scratch.borrow_mut();
+        flat.clear();
+        flat.extend_from_slice(status);
+        flat.extend_from_slice(lines);
+        let (begun, bodies) = (flat.len(), &pieces[1..]);
+        let all = begun + rest.len() + bodies.iter().map(|piece| piece.len()).sum::<usize>();
+        let written = if all <= FLAT_BYTES {
+            flat.extend_from_slice(rest);
+            bodies.iter().for_each(|piece| flat.extend_from_slice(piece));
+            ready!(self.poll_write_raw(cx, &flat))?
+        } else {
+            let mut all = vec![IoSlice::new(&flat), IoSlice::new(rest)];
+            all.extend_from_slice(bodies);
+            ready!(self.poll_write_pieces(cx, &all))?
+        };
+        if written < begun {
+            self.client.first.borrow_mut().extend_from_slice(&flat[written..begun]);
+        }
+        let counted = written.max(begun) - lines.len();
+        lines.clear();
+        Poll::Ready(Ok(counted))
+    }
+
+    /// Writes what has to go before anything that hyper writes.
+    fn poll_write_before(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write_first(cx))?;
+        self.poll_release_held(cx)
     }
 
     /// Looks at what one read brought.
@@ -301,8 +342,11 @@ impl AsyncRead for Half {
 impl AsyncWrite for Half {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let io = &self.0;
-        ready!(io.poll_write_interim(cx))?;
-        ready!(io.poll_release_held(cx))?;
+        ready!(io.poll_write_before(cx))?;
+        let mut lines = io.client.lines.borrow_mut();
+        if !lines.is_empty() {
+            return io.poll_write_head(cx, &mut lines, &[IoSlice::new(buf)]);
+        }
         if buf.ends_with(b"content-length: 0\r\n\r\n")
             && let Some((refusal, _)) = REFUSALS.iter().find(|(refusal, _)| buf.ends_with(refusal))
         {
@@ -324,16 +368,19 @@ impl AsyncWrite for Half {
         if let [piece] = pieces {
             return self.poll_write(cx, piece);
         }
+        let io = &self.0;
+        ready!(io.poll_write_before(cx))?;
+        let mut lines = io.client.lines.borrow_mut();
+        if !lines.is_empty() {
+            return io.poll_write_head(cx, &mut lines, pieces);
+        }
         if pieces.iter().map(|piece| piece.len()).sum::<usize>() <= FLAT_BYTES {
-            let scratch = self.0.scratch.clone();
-            let mut flat = scratch.borrow_mut();
+            let mut flat = io.scratch.borrow_mut();
             flat.clear();
             pieces.iter().for_each(|piece| flat.extend_from_slice(piece));
-            return self.poll_write(cx, &flat);
+            return io.poll_write_raw(cx, &flat);
         }
-        ready!(self.0.poll_write_interim(cx))?;
-        ready!(self.0.poll_release_held(cx))?;
-        self.0.poll_write_pieces(cx, pieces)
+        io.poll_write_pieces(cx, pieces)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -357,21 +404,62 @@ mod tests {
     use std::future::{Future, poll_fn};
     use std::pin::pin;
     use std::time::Instant;
+    use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
+
+    /// An `Io` that nobody reads from yet, and the other end.
+    async fn connected(wheel: &Rc<Wheel>) -> (Rc<Io>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let reader = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        let task = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+        let client = Client::new(peer, wheel, TICK, &task);
+        (Io::new(stream, client, Scratch::default()), reader)
+    }
+
+    #[tokio::test]
+    async fn a_head_that_the_socket_takes_in_part_is_written_to_its_end() {
+        // More than the socket buffers of both ends hold, in front of what hyper has written and behind it.
+        let many = 64 << 20;
+        for (lines, body) in [(many, 10), (10, 10), (10, many)] {
+            let (io, mut reader) = connected(&Wheel::new(Instant::now())).await;
+            let (lines, body) = ("l".repeat(lines), "b".repeat(body));
+            *io.client.lines.borrow_mut() = lines.clone().into_bytes();
+            let status = "HTTP/1.1 200 OK\r\n";
+            let (head, want) =
+                (format!("{status}a: b\r\n\r\n"), format!("{status}{lines}a: b\r\n\r\n{body}"));
+            let hyper = [head.as_bytes(), body.as_bytes()];
+            let write = async {
+                let mut half = Half(io.clone());
+                let mut written = 0;
+                while written < head.len() + body.len() {
+                    let left = [
+                        hyper[0].get(written..).unwrap_or_default(),
+                        &hyper[1][written.saturating_sub(head.len())..],
+                    ];
+                    let left: Vec<_> =
+                        left.into_iter().filter(|piece| !piece.is_empty()).map(IoSlice::new).collect();
+                    written +=
+                        poll_fn(|cx| Pin::new(&mut half).poll_write_vectored(cx, &left)).await.unwrap();
+                }
+                poll_fn(|cx| io.poll_write_before(cx)).await.unwrap();
+            };
+            let mut got = vec![0; want.len()];
+            let (read, ()) = tokio::join!(reader.read_exact(&mut got), write);
+            assert_eq!(read.unwrap(), want.len());
+            assert!(got == want.as_bytes());
+        }
+    }
 
     /// A refusal is written like this, after hyper has gone.
     #[tokio::test]
     async fn a_client_that_does_not_read_is_waited_for_until_the_deadline() {
         // More than the socket buffers of both ends hold.
         let bytes = vec![b'x'; 64 << 20];
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let _reader = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (stream, peer) = listener.accept().await.unwrap();
         let started = Instant::now();
         let wheel = Wheel::new(started);
-        let task = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-        let client = Client::new(peer, &wheel, TICK, &task);
-        let io = Io::new(stream, client.clone(), Scratch::default());
+        let (io, _reader) = connected(&wheel).await;
+        let client = io.client.clone();
         client.timer.arm(client.timer.now().plus(TICK));
         let mut written = pin!(io.write_all(&bytes, || !client.timer.expired()));
         assert!(poll_fn(|cx| Poll::Ready(written.as_mut().poll(cx))).await.is_pending());

@@ -15,14 +15,25 @@ use crate::cache::entry::Entry;
 use crate::cache::flight::{Head, Reader};
 use crate::cache::range::{self, Part};
 use crate::cache::status::{CACHE_STATUS, Status};
+use crate::lines;
 use crate::text::number;
 
 /// The answer from a stored response of `age`.
 pub fn stored(entry: &Entry, age: Duration, ask: Ask<'_>, status: Status) -> (Response<()>, Source) {
     let request = &ask.parts.headers;
+    let whole = || Source::Stored(Stored::new(entry.body.clone(), 0..entry.body.len()));
+    if !(ask.seen.caching || ask.seen.expect || ask.is_head()) {
+        let mut response = Response::new(());
+        *response.status_mut() = entry.status;
+        *response.headers_mut() = ask.local.arena.map(0);
+        let mut lines = ask.client.lines.borrow_mut();
+        lines.extend_from_slice(&entry.lines);
+        lines::write_number(&mut lines, &AGE, age.as_secs());
+        lines::write(&mut lines, &CACHE_STATUS, status.text().as_bytes());
+        return (response, whole());
+    }
     let mut response = response(entry.status, &entry.headers, ask, status);
     response.headers_mut().insert(AGE, number(age.as_secs()));
-    let whole = || Source::Stored(Stored::new(entry.body.clone(), 0..entry.body.len()));
     if ask.seen.caching {
         if conditional::not_modified(request, entry.status, &entry.headers, entry.date) {
             return (not_modified(response), Source::Full(None));

@@ -78,8 +78,11 @@ pub struct Client {
     pub let_down: Cell<bool>,
     /// The request under way is of a version that knows interim responses (RFC 9110 §15.2).
     pub takes_interim: Cell<bool>,
-    /// Interim responses to be sent before the final one.
-    pub interim: RefCell<Vec<u8>>,
+    /// To be sent before anything else: interim responses, and what is left of a head that the socket took in part.
+    pub first: RefCell<Vec<u8>>,
+    /// Fields of the response that begins, as lines. They go out behind hyper's status line: hyper begins no response
+    /// before it has handed over all of the last one.
+    pub lines: RefCell<Vec<u8>>,
     /// A PROXY header named the peer: the packets are a load balancer's.
     pub relayed: Cell<bool>,
     /// Not trusted, and sends what only proxies send: many clients may be behind it.
@@ -112,7 +115,8 @@ impl Client {
             answering: Cell::new(false),
             let_down: Cell::new(false),
             takes_interim: Cell::new(false),
-            interim: RefCell::default(),
+            first: RefCell::default(),
+            lines: RefCell::default(),
             relayed: Cell::new(false),
             looks_like_forgotten_proxy: Cell::new(false),
             untold: Cell::default(),

@@ -5,24 +5,20 @@
 
 use std::time::Duration;
 
-use http::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, RETRY_AFTER,
-};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::header::{ACCEPT, ALLOW, CONTENT_LENGTH, CONTENT_TYPE, DATE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::headers::X_REQUEST_ID;
 use super::limit::Limited;
 use crate::config::CONCURRENCY;
 use crate::limit::concurrency::Crowded;
+use crate::lines;
 use crate::metrics::Outcome;
 use crate::overload::Cause;
 
 /// Problem types of draft-ietf-httpapi-ratelimit-headers-11 §5.
 const QUOTA_EXCEEDED: &str = "https://iana.org/assignments/http-problem-types#quota-exceeded";
 const REDUCED_CAPACITY: &str = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity";
-
-/// As many as a refusal has, those that others add included.
-pub const FIELDS: usize = 12;
 
 #[derive(Debug)]
 pub enum Failure {
@@ -66,6 +62,14 @@ struct Problem {
     detail: &'static str,
     outcome: Outcome,
     closes: bool,
+}
+
+/// What a failure is answered with, its fields aside.
+pub struct Answer {
+    pub status: StatusCode,
+    pub body: String,
+    /// The connection ends with it.
+    pub closes: bool,
 }
 
 impl Failure {
@@ -250,10 +254,16 @@ impl Failure {
         self.problem().outcome
     }
 
-    /// The response's head, its fields in `headers`, which is empty, and its body's bytes.
-    pub fn response(self, request: Wants, request_id: &str, mut headers: HeaderMap) -> Response<String> {
+    /// The answer, whose fields are written to `lines`: all but those that say where the body and the connection end.
+    pub fn answer(
+        self,
+        request: Wants,
+        request_id: &HeaderValue,
+        date: &HeaderValue,
+        lines: &mut Vec<u8>,
+    ) -> Answer {
         let Problem { kind: problem, status, title, detail, closes, .. } = self.problem();
-        let code = status.as_str();
+        let (code, id) = (status.as_str(), request_id.to_str().unwrap_or_default());
         let policy = match self.policy() {
             Some(policy) => [",\"violated-policies\":[\"", policy, "\"]"],
             None => [""; 3],
@@ -262,7 +272,7 @@ impl Failure {
         let (kind, body) = match request {
             Wants::Html => {
                 let page = format!(
-                    "<!doctype html><title>{code} {title}</title><h1>{code} {title}</h1><p>{detail}</p><p>Request {request_id}</p>\n"
+                    "<!doctype html><title>{code} {title}</title><h1>{code} {title}</h1><p>{detail}</p><p>Request {id}</p>\n"
                 );
                 ("text/html; charset=utf-8", page)
             }
@@ -271,61 +281,52 @@ impl Failure {
                 #[rustfmt::skip]
                 let members = [
                     "{\"type\":\"", problem, "\",\"title\":\"", title, "\",\"status\":", code, ",\"detail\":\"", detail,
-                    "\",\"request_id\":\"", request_id, "\"", before, policy, after, "}\n",
+                    "\",\"request_id\":\"", id, "\"", before, policy, after, "}\n",
                 ];
                 ("application/problem+json", members.concat())
             }
         };
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if closes {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        if let Self::Unavailable(wait) = self {
-            // Rounded up, so that who waits so long is not too early.
-            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
-        }
-        if let Self::Crowded(_)
-        | Self::Drained
-        | Self::StoreAway
-        | Self::TooManyWaiting
-        | Self::UpstreamFull
-        | Self::Shed(_) = self
-        {
+        lines.extend_from_slice(b"cache-control: no-store\r\n");
+        lines::write(lines, &CONTENT_TYPE, kind.as_bytes());
+        lines::write(lines, &X_REQUEST_ID, request_id.as_bytes());
+        lines::write(lines, &DATE, date.as_bytes());
+        match &self {
+            Self::Unavailable(wait) => {
+                // Rounded up, so that who waits so long is not too early.
+                let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+                lines::write_number(lines, &RETRY_AFTER, seconds.max(1));
+            }
             // Nobody knows when that changes: the soonest that can be said.
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            Self::Crowded(_)
+            | Self::Drained
+            | Self::StoreAway
+            | Self::TooManyWaiting
+            | Self::UpstreamFull
+            | Self::Shed(_) => lines.extend_from_slice(b"retry-after: 1\r\n"),
+            Self::MethodNotAllowed(Some(allow)) => lines::write(lines, &ALLOW, allow.as_bytes()),
+            Self::Limited(limited) => limited.announce(lines),
+            Self::BadRequest(_)
+            | Self::HeadTooLarge
+            | Self::UriTooLong
+            | Self::NotImplemented(_)
+            | Self::NoRoute
+            | Self::MethodNotAllowed(None)
+            | Self::Connect(_)
+            | Self::Upstream(_)
+            | Self::Timeout(_)
+            | Self::NotCached => {}
         }
-        if let Self::MethodNotAllowed(Some(allow)) = self {
-            headers.insert(ALLOW, allow);
-        } else if let Self::Limited(limited) = self {
-            limited.announce(&mut headers);
-        }
-        let mut response = Response::new(body);
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
-        response
+        Answer { status, body, closes }
     }
 
     /// The same as bytes on the wire, the last of their connection: for a head that hyper itself refused, and for a
     /// connection that is not to be served.
-    pub fn raw(self, request_id: HeaderValue, date: HeaderValue) -> Vec<u8> {
-        let mut response =
-            self.response(Wants::Problem, request_id.to_str().unwrap_or_default(), HeaderMap::new());
-        let length = HeaderValue::from(response.body().len());
-        let close = HeaderValue::from_static("close");
-        let added = [(X_REQUEST_ID, request_id), (DATE, date), (CONTENT_LENGTH, length), (CONNECTION, close)];
-        added.into_iter().for_each(|(name, value)| drop(response.headers_mut().insert(name, value)));
-        let mut out = format!("HTTP/1.1 {}\r\n", response.status()).into_bytes();
-        for (name, value) in response.headers() {
-            out.extend_from_slice(name.as_str().as_bytes());
-            out.extend_from_slice(b": ");
-            out.extend_from_slice(value.as_bytes());
-            out.extend_from_slice(b"\r\n");
-        }
-        out.extend_from_slice(b"\r\n");
-        out.extend_from_slice(response.body().as_bytes());
-        out
+    pub fn raw(self, request_id: &HeaderValue, date: &HeaderValue) -> Vec<u8> {
+        let mut lines = Vec::new();
+        let Answer { status, body, .. } = self.answer(Wants::Problem, request_id, date, &mut lines);
+        lines::write_number(&mut lines, &CONTENT_LENGTH, body.len() as u64);
+        let status_line = format!("HTTP/1.1 {status}\r\n");
+        [status_line.as_bytes(), &lines, b"connection: close\r\n\r\n", body.as_bytes()].concat()
     }
 }
 

@@ -312,7 +312,7 @@ impl Way<'_> {
         let client = self.client;
         let mut interim = |head: Vec<u8>| {
             if client.takes_interim.get() {
-                client.interim.borrow_mut().extend_from_slice(&head);
+                client.first.borrow_mut().extend_from_slice(&head);
             }
         };
         client.timer.arm(limit);

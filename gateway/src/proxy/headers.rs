@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, Version};
 
 use super::client::Client;
 use super::trace::{TRACEPARENT, Trace};
+use crate::lines::{write, write_number};
 use crate::upstream::hop::{ends_here, may_be_named};
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -155,7 +156,7 @@ pub fn write_upstream(parts: &Parts, seen: &Seen, to: &Upward<'_>) -> Vec<u8> {
             out.extend_from_slice(b"content-length: 0\r\n");
         }
         Announced::Nothing => {}
-        Announced::Length(length) => write(&mut out, &CONTENT_LENGTH, length.to_string().as_bytes()),
+        Announced::Length(length) => write_number(&mut out, &CONTENT_LENGTH, length),
         Announced::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
     }
     out.extend_from_slice(b"\r\n");
@@ -197,13 +198,6 @@ impl Carry {
             },
         }
     }
-}
-
-fn write(out: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
-    out.extend_from_slice(name.as_str().as_bytes());
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
-    out.extend_from_slice(b"\r\n");
 }
 
 /// A list field with `last` behind what is there already, if that is `kept`.

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use http::header::RETRY_AFTER;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Local;
 use super::error::Failure;
@@ -21,6 +21,7 @@ use crate::limit::fields::{
     self, RATELIMIT, RATELIMIT_POLICY, X_RATELIMIT_LIMIT, X_RATELIMIT_REMAINING, X_RATELIMIT_RESET,
 };
 use crate::limit::{Denial, Keys, Rule, Rules, Standing, key, refusals};
+use crate::lines;
 use crate::metrics::Registry;
 use crate::snapshot::Snapshot;
 use crate::text::number;
@@ -173,9 +174,11 @@ pub fn announce(local: &Local, index: usize, standing: Option<Standing>, fields:
     let rule = local.snapshot.routes[index].limits.rule(rule);
     // Appended, for the upstream may have limits of its own, and the fields are lists.
     fields.append(RATELIMIT_POLICY, local.limiter.policies[index].clone());
-    fields.append(RATELIMIT, fields::item(rule.policy(part), left, reset_s));
+    fields.append(RATELIMIT, fields::item(rule.policy(part), left, reset_s).value());
     if section.is_some_and(|section| section.legacy_fields) {
-        legacy(fields, rule.limit(part), left, reset_s);
+        for (name, value) in legacy(rule.limit(part), left, reset_s) {
+            fields.insert(name, number(value.into()));
+        }
     }
 }
 
@@ -185,14 +188,17 @@ impl Limited {
         self.rule().policy(self.denial.part)
     }
 
-    /// Adds what the 429 tells of the limit.
-    pub fn announce(&self, headers: &mut HeaderMap) {
+    /// Writes what the 429 tells of the limit.
+    pub fn announce(&self, lines: &mut Vec<u8>) {
         let (Denial { part, wait_s, .. }, limiter) = (self.denial, &self.local.limiter);
-        headers.insert(RETRY_AFTER, number(wait_s.into()));
-        headers.insert(RATELIMIT, fields::item(self.policy(), 0, wait_s));
-        headers.insert(RATELIMIT_POLICY, limiter.policies[self.route].clone());
+        lines::write_number(lines, &RETRY_AFTER, wait_s.into());
+        lines::write(lines, &RATELIMIT, fields::item(self.policy(), 0, wait_s).as_bytes());
+        lines::write(lines, &RATELIMIT_POLICY, limiter.policies[self.route].as_bytes());
         if self.local.snapshot.config.rate_limit.as_ref().is_some_and(|section| section.legacy_fields) {
-            legacy(headers, self.rule().limit(part), 0, wait_s);
+            let limit = self.rule().limit(part);
+            for (name, value) in legacy(limit, 0, wait_s) {
+                lines::write_number(lines, &name, value.into());
+            }
         }
     }
 
@@ -208,10 +214,8 @@ impl fmt::Debug for Limited {
 }
 
 /// The names that came before the standard's; `Reset` in seconds from now.
-fn legacy(headers: &mut HeaderMap, limit: u32, left: u32, reset_s: u32) {
-    headers.insert(X_RATELIMIT_LIMIT, number(limit.into()));
-    headers.insert(X_RATELIMIT_REMAINING, number(left.into()));
-    headers.insert(X_RATELIMIT_RESET, number(reset_s.into()));
+fn legacy(limit: u32, left: u32, reset_s: u32) -> [(HeaderName, u32); 3] {
+    [(X_RATELIMIT_LIMIT, limit), (X_RATELIMIT_REMAINING, left), (X_RATELIMIT_RESET, reset_s)]
 }
 
 /// Whether the packets themselves come from who is counted, and from nobody behind him: refusals then say

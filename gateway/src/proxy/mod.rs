@@ -29,8 +29,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, DATE};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
+use http::header::CONNECTION;
+use http::{HeaderValue, Method, Request, Response, Version};
 use hyper::body::Incoming;
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -39,7 +39,7 @@ use body::{Pool, Source};
 use cached::{Ask, Verdict};
 use client::{Client, Phase};
 pub use error::Failure;
-use error::Wants;
+use error::{Answer, Wants};
 use exchange::Exchange;
 use forward::Way;
 use headers::{Announced, Seen, Upward};
@@ -52,6 +52,7 @@ use crate::cache::status::{CACHE_STATUS, Forward, Status};
 use crate::config::Config;
 use crate::datapath::Served;
 use crate::limit::cluster::{Asked, Asking, Store};
+use crate::lines;
 use crate::metrics::{self, Outcome, Registry};
 use crate::overload::Cause;
 use crate::overload::distress::State;
@@ -213,12 +214,12 @@ impl Proxy {
         let mut exchange = Exchange::begin(client, &self.local());
         exchange.answer(http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::BAD_REQUEST));
         exchange.fail(failure.outcome());
-        failure.raw(self.ids.next(), self.date.borrow().clone())
+        failure.raw(&self.ids.next(), &self.date.borrow())
     }
 
     /// The answer to a connection for which there is no place, as bytes.
     pub fn turn_away(&self) -> Vec<u8> {
-        Failure::Shed(Cause::Descriptors).raw(self.ids.next(), self.date.borrow().clone())
+        Failure::Shed(Cause::Descriptors).raw(&self.ids.next(), &self.date.borrow())
     }
 
     /// Whether the request under way is to be the last of its connection.
@@ -264,8 +265,14 @@ impl Proxy {
                 let headers = response.headers_mut();
                 if source.is_upstream() {
                     headers::toward_downstream(headers, version, request_id, &self.date.borrow());
-                } else {
+                } else if client.lines.borrow().is_empty() {
                     headers.insert(headers::X_REQUEST_ID, request_id);
+                } else {
+                    lines::write(
+                        &mut client.lines.borrow_mut(),
+                        &headers::X_REQUEST_ID,
+                        request_id.as_bytes(),
+                    );
                 }
                 if last {
                     headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -275,11 +282,12 @@ impl Proxy {
             }
             Err(failure) => {
                 // A body that waits for 100 and does not get it is not read: hyper ends the connection.
-                let unread = expects && client.phase.get() == Phase::Receiving;
-                let headers = local.arena.map(error::FIELDS);
-                let mut response = refuse(failure, wants, request_id, &self.date.borrow(), headers, exchange);
-                if unread || last {
-                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                let last = last || expects && client.phase.get() == Phase::Receiving;
+                let mut response =
+                    refuse(failure, wants, &request_id, &self.date.borrow(), last, &local, exchange);
+                // The next that hyper writes may be a 100.
+                if expects {
+                    lines::take_back(&mut client.lines.borrow_mut(), response.headers_mut());
                 }
                 Ok(response)
             }
@@ -404,23 +412,31 @@ async fn answer(
     Ok((response, Source::Upstream(lease)))
 }
 
+/// `last`: the connection ends with it.
 fn refuse(
     failure: Failure,
     wants: Wants,
-    request_id: HeaderValue,
+    request_id: &HeaderValue,
     date: &HeaderValue,
-    headers: HeaderMap,
+    last: bool,
+    local: &Local,
     mut exchange: Exchange,
 ) -> Response<Body> {
-    let (client, peer) = (exchange.identity.address, exchange.client().peer);
-    tracing::debug!(?failure, %client, %peer, "refused");
+    let client = exchange.client().clone();
+    tracing::debug!(?failure, client = %exchange.identity.address, peer = %client.peer, "refused");
     exchange.fail(failure.outcome());
     failure.rule().into_iter().for_each(|rule| exchange.refused_by(rule));
-    let mut response = failure.response(wants, request_id.to_str().unwrap_or_default(), headers);
-    exchange.answer(response.status());
-    response.headers_mut().insert(headers::X_REQUEST_ID, request_id);
-    response.headers_mut().insert(DATE, date.clone());
-    response.map(|body| Body::full(Bytes::from(body), exchange))
+    let mut lines = client.lines.borrow_mut();
+    lines.clear();
+    let Answer { status, body, closes } = failure.answer(wants, request_id, date, &mut lines);
+    exchange.answer(status);
+    let mut response = Response::new(Body::full(Bytes::from(body), exchange));
+    *response.status_mut() = status;
+    *response.headers_mut() = local.arena.map(1);
+    if last || closes {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// What the kernel half is to hear of the gateway's distress: nothing while refusals of its own may end it, then a
