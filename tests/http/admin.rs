@@ -116,6 +116,15 @@ fn routes_cache_and_limits_are_shown_as_they_are() {
     assert_eq!(route["endpoints"].as_array().unwrap().len(), 1);
 }
 
+#[test]
+fn without_a_kernel_half_it_says_why() {
+    let upstream = Upstream::ok();
+    let gateway = start(&upstream);
+    let told = Api::of(&gateway).get("/v1/kernel").json();
+    let why = "kernel.interfaces names none";
+    assert_eq!(told, json!({ "running": false, "why_not": why, "figures": null }));
+}
+
 /// Each is refused by a problem that says what to do instead.
 #[test]
 fn what_it_does_not_understand_it_refuses() {
@@ -247,6 +256,7 @@ fn over_tcp_a_token_says_who_asks() {
     for answer in [
         api.get("/v1/explain?source=203.0.113.7"),
         api.get("/v1/lists/deny"),
+        api.get("/v1/kernel"),
         api.post("/v1/lists/deny", &entry),
         api.delete("/v1/lists/deny?network=203.0.113.0/24"),
     ] {

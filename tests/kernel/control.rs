@@ -1,7 +1,7 @@
 //! Lists made at run time, in the kernel: from the command to the packet, over restarts and reloads.
 
-use gateway_tests::kernel::netns::Network;
-use gateway_tests::{Gateway, PATIENCE, Upstream};
+use gateway_tests::kernel::netns::{EDGE, Network};
+use gateway_tests::{Api, Client, Gateway, PATIENCE, Upstream};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -11,10 +11,14 @@ use crate::traffic::connect;
 
 /// A gateway with a control socket; more of the configuration is `kernel`.
 fn start(network: &Network, upstream: &Upstream, kernel: Value) -> Gateway {
-    let directory = TempDir::new().unwrap();
     let mut config = config(upstream, kernel);
     // The same port after a restart.
     config["listen_addr"] = json!("10.77.0.1:8080");
+    start_with(network, config)
+}
+
+fn start_with(network: &Network, mut config: Value) -> Gateway {
+    let directory = TempDir::new().unwrap();
     config["control"] = json!({
         "socket": directory.path().join("control.sock"), "state_file": directory.path().join("state.json")
     });
@@ -147,4 +151,64 @@ fn who_is_over_budget_is_told_until_when() {
         assert!(told["verdict"] == json!("pass") && told["left"].as_u64() >= Some(1), "{told}");
     }
     assert_eq!(explain(&gateway, "10.77.0.9")["left"], json!(3));
+}
+
+/// A gateway that takes five requests a minute of each client, and slows those that ignore it.
+fn start_limited(network: &Network, upstream: &Upstream) -> Gateway {
+    let mut config = config(upstream, json!({ "interfaces": [EDGE], "escalation": "slow" }));
+    config["routes"][0]["rate_limits"] = json!([{ "name": "five", "limit": 5, "per": "minute" }]);
+    start_with(network, config)
+}
+
+/// Sends requests as `LOUD`, whatever is answered, until `seen` finds what it looks for in the document at `target`.
+fn ignore_refusals(
+    network: &Network,
+    gateway: &Gateway,
+    target: &str,
+    seen: impl Fn(&Value) -> bool,
+) -> Value {
+    let mut abuser = Client::over(connect(network, LOUD, gateway.address).expect("it is let in"));
+    let started = std::time::Instant::now();
+    loop {
+        assert!(started.elapsed() < PATIENCE, "it ignores its refusals for nothing");
+        abuser.get("/");
+        let document = Api::of(gateway).get(target).json();
+        if seen(&document) {
+            return document;
+        }
+    }
+}
+
+#[test]
+fn the_kernel_half_is_shown_with_whom_it_penalised() {
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let gateway = start_limited(&network, &upstream);
+    let before = Api::of(&gateway).get("/v1/kernel").json();
+    assert_eq!((&before["running"], &before["why_not"]), (&json!(true), &Value::Null));
+    let figures = &before["figures"];
+    assert_eq!(figures["interfaces"], json!([{ "name": EDGE, "mode": "driver" }]));
+    assert_eq!(figures["penalties"], json!([]));
+    assert_eq!(figures["shed"][0], json!({ "class": "unknown", "ratio": 0.0 }));
+    assert_eq!(figures["cookies"], json!({ "armed": false, "sent": 0, "accepted": 0 }));
+
+    let is_penalised = |told: &Value| told["figures"]["penalties"] != json!([]);
+    let told = ignore_refusals(&network, &gateway, "/v1/kernel", is_penalised);
+    let figures = &told["figures"];
+    let penalty = &figures["penalties"][0];
+    assert_eq!((&penalty["source"], &penalty["level"]), (&json!(LOUD), &json!(1)));
+    assert_eq!(penalty["rule"], json!({ "route": "/", "rule": "five" }));
+    let number = |key: &str| penalty[key].as_u64().unwrap();
+    assert!(number("refused") >= number("ignored") && number("ignored") >= 50, "{penalty}");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    assert!(
+        number("since") <= now && now - number("since") < 60 && number("until") > number("since"),
+        "{penalty}"
+    );
+    let of = |rows: &str, key: &str, name: &str, value: &str| {
+        let rows = figures[rows].as_array().unwrap().iter().filter(|row| row[key] == json!(name));
+        rows.map(|row| row[value].as_u64().unwrap()).sum::<u64>()
+    };
+    assert!(of("packets", "verdict", "pass", "packets") >= 1);
+    assert_eq!(of("maps", "map", "gw_penalty", "entries"), 1);
 }

@@ -12,7 +12,8 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::now;
+use super::kernel::RuleName;
+use super::{now, on_the_clock};
 use crate::config::Config;
 use crate::datapath::{self, Account};
 use crate::kernel::Kernel;
@@ -117,11 +118,11 @@ fn connections(
 ) -> Connections {
     let verdict = account.verdict;
     let drops = verdict.row().action == Action::Drop;
-    let at = |ns: u64| unix_now.saturating_add(ns.saturating_sub(account.now_ns).div_ceil(SECOND_NS));
+    let at = |ns| on_the_clock(ns, account.now_ns, unix_now);
     let Reason { rule, since, until, reason, change } = match (account.network, &account.penalty) {
         (Some(network), _) => listed(verdict, network, &snapshot.config, lists),
         (None, Some(penalty)) if verdict == Verdict::Penalised => Reason {
-            since: Some(unix_now.saturating_sub(account.now_ns.saturating_sub(penalty.since_ns) / SECOND_NS)),
+            since: Some(at(penalty.since_ns)),
             until: Some(at(penalty.until_ns)),
             ..penalised(penalty, snapshot, source)
         },
@@ -155,8 +156,6 @@ fn connections(
     }
 }
 
-const SECOND_NS: u64 = 1_000_000_000;
-
 fn listed(verdict: Verdict, network: IpNet, config: &Config, lists: &Lists) -> Reason {
     let (list, configured) = if verdict == Verdict::Allowed {
         (List::Allow, &config.kernel.allow)
@@ -189,12 +188,10 @@ fn listed(verdict: Verdict, network: IpNet, config: &Config, lists: &Lists) -> R
 }
 
 fn penalised(penalty: &Penalty, snapshot: &Snapshot, source: IpAddr) -> Reason {
-    let of_route = |route: &Route| {
-        let rule = route.limits.iter().find(|rule| rule.number == penalty.rule)?;
-        Some(format!("rule \"{}\" of route {}", rule.name(), route.label))
+    let rule = match RuleName::of(penalty.rule, snapshot) {
+        Some(RuleName { route, rule }) => format!("rule \"{rule}\" of route {route}"),
+        None => "a rule that is configured no more".to_owned(),
     };
-    let rule = snapshot.routes.iter().find_map(of_route);
-    let rule = rule.unwrap_or_else(|| "a rule that is configured no more".to_owned());
     let what = match penalty.level {
         SLOWED => "a tenth of its budget",
         _ => "every packet is dropped",

@@ -10,6 +10,7 @@ mod client;
 mod endpoints;
 pub mod explain;
 pub mod figures;
+mod kernel;
 mod lists;
 mod openapi;
 mod problem;
@@ -26,6 +27,7 @@ pub(crate) use client::converse;
 pub use client::{AskError, Request, ask, fetch};
 pub use endpoints::{Drained, Endpoint, Endpoints};
 pub use explain::Explanation;
+pub use kernel::KernelHalf;
 pub use lists::{Added, Done, Entries, Listed};
 pub use process::{Level, Reloaded};
 pub use purge::Purged;
@@ -41,4 +43,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Seconds of the Unix clock.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// A time of the monotonic clock, of which it is `now_ns`, in seconds of the Unix clock.
+fn on_the_clock(ns: u64, now_ns: u64, unix_now: u64) -> u64 {
+    const SECOND_NS: u64 = 1_000_000_000;
+    match ns.checked_sub(now_ns) {
+        Some(ahead) => unix_now.saturating_add(ahead.div_ceil(SECOND_NS)),
+        None => unix_now.saturating_sub((now_ns - ns) / SECOND_NS),
+    }
 }

@@ -11,7 +11,9 @@ use serde::de::DeserializeOwned;
 
 use super::access::Access;
 use super::problem::Problem;
-use super::{Added, Done, Drained, Endpoints, Entries, Level, Purged, Reloaded, explain, figures, status};
+use super::{
+    Added, Done, Drained, Endpoints, Entries, KernelHalf, Level, Purged, Reloaded, explain, figures, status,
+};
 use crate::cache::Purge;
 use crate::lists::List;
 use crate::text::decoded;
@@ -51,6 +53,7 @@ pub enum Operation {
     Routes,
     Cache,
     Limits,
+    Kernel,
     OpenApi,
 }
 
@@ -222,6 +225,14 @@ pub static ROUTES: &[Route] = &[
         operation: Operation::Limits,
         summary: "The table of the rate limits' keys.",
         answer: Answer::Json(document::<figures::Limits>()),
+        ..GET
+    },
+    Route {
+        path: "/v1/kernel",
+        operation: Operation::Kernel,
+        access: Access::Private,
+        summary: "Where the kernel half judges, what it did, how full it is, and whom it has penalised.",
+        answer: Answer::Json(document::<KernelHalf>()),
         ..GET
     },
     Route {

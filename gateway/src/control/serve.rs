@@ -219,6 +219,7 @@ impl Control {
             Operation::Routes => json(&self.routes()),
             Operation::Cache => json(&self.cache()),
             Operation::Limits => json(&self.limits()),
+            Operation::Kernel => json(&self.kernel_half()?),
             Operation::OpenApi => json(&openapi::document()),
             Operation::Delete => json(&self.del(call.parameter("list")?, call.parameter("network")?)?),
         })

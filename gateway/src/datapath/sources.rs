@@ -64,6 +64,13 @@ pub struct Figures {
     pub cookies_armed: bool,
 }
 
+impl Figures {
+    /// Share of the sources of each class that is shed.
+    pub fn shed_ratios(&self) -> [f64; Class::ALL.len()] {
+        self.shed.map(|level| f64::from(level) / 65_536.0)
+    }
+}
+
 impl Sources {
     /// Somebody listens from now on, and penalises by `config`.
     pub(super) fn watch(&self, config: Arc<ArcSwap<Kernel>>) {

@@ -7,8 +7,6 @@ use crate::datapath::{Datapath, Error, Figures};
 use gateway_common::standing::Class;
 
 const LEVELS: [&str; 2] = ["1", "2"];
-/// What a level of shedding is a part of.
-const ALL: f64 = 65_536.0;
 
 /// `figures`: how the heartbeat stands, if there is one.
 pub fn families(datapath: &Datapath, figures: Option<Figures>) -> Result<Vec<MetricFamily>, Error> {
@@ -81,7 +79,7 @@ fn runs(datapath: &Datapath) -> Result<Vec<MetricFamily>, Error> {
 fn heartbeat(figures: Figures) -> Vec<MetricFamily> {
     let gauge = |label: (&str, &str), value: f64| number(MetricType::GAUGE, &[label], value);
     let penalised = LEVELS.iter().zip(figures.penalised);
-    let shed = Class::ALL.iter().zip(figures.shed);
+    let shed = Class::ALL.iter().zip(figures.shed_ratios());
     vec![
         family(
             "gateway_kernel_penalties",
@@ -93,7 +91,7 @@ fn heartbeat(figures: Figures) -> Vec<MetricFamily> {
             "gateway_kernel_shed_ratio",
             "Share of the sources of a class whose connection requests are shed.",
             MetricType::GAUGE,
-            shed.map(|(class, level)| gauge(("class", class.name()), f64::from(level) / ALL)).collect(),
+            shed.map(|(class, ratio)| gauge(("class", class.name()), ratio)).collect(),
         ),
         family(
             "gateway_kernel_cookies_armed",

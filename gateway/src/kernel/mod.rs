@@ -5,6 +5,7 @@
 //! interface, a taken hook) is an error.
 
 mod figures;
+mod reading;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,6 +16,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use prometheus::proto::{MetricFamily, MetricType};
+
+pub use reading::Reading;
 
 use crate::admin::metrics::{family, number};
 use crate::config;
@@ -37,6 +40,8 @@ pub struct Kernel {
 
 struct State {
     datapath: Option<Datapath>,
+    /// What the host or the build lacks for it.
+    lacking: Option<String>,
     config: config::Kernel,
     lists: Lists,
     state_file: Option<PathBuf>,
@@ -69,7 +74,7 @@ impl Kernel {
         state_file: Option<PathBuf>,
         bequest: Option<Bequest>,
     ) -> Result<Self, Error> {
-        let mut state = State { datapath: None, config: config.clone(), lists, state_file };
+        let mut state = State { datapath: None, lacking: None, config: config.clone(), lists, state_file };
         if config.interfaces.is_empty() {
             // Whoever turns it off does not mean what an earlier gateway has left to go on.
             config.persist.as_deref().map_or(Ok(()), Datapath::release)?;
@@ -83,6 +88,7 @@ impl Kernel {
                 }
                 Err(error) if host_lacks(&error) => {
                     tracing::warn!("NO KERNEL PROTECTION, proxying without it: {error}");
+                    state.lacking = Some(error.to_string());
                 }
                 Err(error) => return Err(error),
             }
