@@ -123,6 +123,8 @@ fn without_a_kernel_half_it_says_why() {
     let told = Api::of(&gateway).get("/v1/kernel").json();
     let why = "kernel.interfaces names none";
     assert_eq!(told, json!({ "running": false, "why_not": why, "figures": null }));
+    let sources = Api::of(&gateway).get("/v1/sources").json();
+    assert_eq!(sources, json!({ "connections": null, "requests": [] }));
 }
 
 /// Each is refused by a problem that says what to do instead.
@@ -257,6 +259,7 @@ fn over_tcp_a_token_says_who_asks() {
         api.get("/v1/explain?source=203.0.113.7"),
         api.get("/v1/lists/deny"),
         api.get("/v1/kernel"),
+        api.get("/v1/sources"),
         api.post("/v1/lists/deny", &entry),
         api.delete("/v1/lists/deny?network=203.0.113.0/24"),
     ] {

@@ -212,3 +212,42 @@ fn the_kernel_half_is_shown_with_whom_it_penalised() {
     assert!(of("packets", "verdict", "pass", "packets") >= 1);
     assert_eq!(of("maps", "map", "gw_penalty", "entries"), 1);
 }
+
+#[test]
+fn the_loudest_are_named() {
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let gateway = start(&network, &upstream, budget(1, 1));
+    let nobody = Api::of(&gateway).get("/v1/sources").json();
+    assert_eq!(nobody, json!({ "connections": [], "requests": [] }));
+    let refuse = |source: &str, times: usize| {
+        while connect(&network, source, gateway.address).is_some() {}
+        (1..times).for_each(|_| drop(connect(&network, source, gateway.address)));
+    };
+    refuse(QUIET, 1);
+    refuse(LOUD, 6);
+    let told = Api::of(&gateway).get("/v1/sources").json();
+    let [loudest, other] = told["connections"].as_array().unwrap().as_slice() else { panic!("{told}") };
+    assert_eq!((&loudest["source"], &other["source"]), (&json!(LOUD), &json!(QUIET)));
+    assert!(
+        loudest["refused"].as_u64() > other["refused"].as_u64() && other["refused"].as_u64() >= Some(1),
+        "{told}"
+    );
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    assert!(loudest["refused_at"].as_u64().is_some_and(|at| (now - 60..=now).contains(&at)), "{told}");
+}
+
+#[test]
+fn who_ignores_refusals_is_named() {
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let gateway = start_limited(&network, &upstream);
+    let is_stubborn = |told: &Value| told["requests"] != json!([]);
+    let told = ignore_refusals(&network, &gateway, "/v1/sources", is_stubborn);
+    let [stubborn] = told["requests"].as_array().unwrap().as_slice() else { panic!("{told}") };
+    assert_eq!(stubborn["source"], json!(LOUD));
+    assert_eq!(stubborn["rule"], json!({ "route": "/", "rule": "five" }));
+    let number = |key: &str| stubborn[key].as_u64().unwrap();
+    assert!(number("requests") >= number("refused") && number("refused") >= number("ignored"), "{told}");
+    assert!(number("ignored") >= 50, "{told}");
+}

@@ -19,6 +19,7 @@ mod purge;
 pub mod router;
 mod serve;
 mod socket;
+mod sources;
 pub mod status;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -33,6 +34,7 @@ pub use process::{Level, Reloaded};
 pub use purge::Purged;
 pub use serve::{Control, Places};
 pub use socket::{BindError, Socket};
+pub use sources::TopSources;
 pub use status::Status;
 
 /// The line of a gateway that is to follow this one; `handover` has what comes then.

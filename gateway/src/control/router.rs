@@ -12,7 +12,8 @@ use serde::de::DeserializeOwned;
 use super::access::Access;
 use super::problem::Problem;
 use super::{
-    Added, Done, Drained, Endpoints, Entries, KernelHalf, Level, Purged, Reloaded, explain, figures, status,
+    Added, Done, Drained, Endpoints, Entries, KernelHalf, Level, Purged, Reloaded, TopSources, explain,
+    figures, status,
 };
 use crate::cache::Purge;
 use crate::lists::List;
@@ -54,6 +55,7 @@ pub enum Operation {
     Cache,
     Limits,
     Kernel,
+    Sources,
     OpenApi,
 }
 
@@ -233,6 +235,14 @@ pub static ROUTES: &[Route] = &[
         access: Access::Private,
         summary: "Where the kernel half judges, what it did, how full it is, and whom it has penalised.",
         answer: Answer::Json(document::<KernelHalf>()),
+        ..GET
+    },
+    Route {
+        path: "/v1/sources",
+        operation: Operation::Sources,
+        access: Access::Private,
+        summary: "Whose connection requests the kernel half refused most, and who ignores the rate limits' refusals.",
+        answer: Answer::Json(document::<TopSources>()),
         ..GET
     },
     Route {

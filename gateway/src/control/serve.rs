@@ -220,6 +220,7 @@ impl Control {
             Operation::Cache => json(&self.cache()),
             Operation::Limits => json(&self.limits()),
             Operation::Kernel => json(&self.kernel_half()?),
+            Operation::Sources => json(&self.sources()?),
             Operation::OpenApi => json(&openapi::document()),
             Operation::Delete => json(&self.del(call.parameter("list")?, call.parameter("network")?)?),
         })

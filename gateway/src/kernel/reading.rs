@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use gateway_common::standing::Penalty;
 
 use super::Kernel;
-use crate::datapath::{Counters, Datapath, Error, Figures, Fill, Hook, sys};
+use crate::datapath::{Counters, Datapath, Error, Figures, Fill, Hook, Loud, sys};
 
 pub struct Reading {
     /// The configured interfaces by name; `None`: the kernel half is not on it.
@@ -23,6 +23,12 @@ impl Kernel {
     pub fn read(&self) -> Result<Option<Reading>, Error> {
         let heartbeat = self.sources.get().map(|sources| sources.figures()).unwrap_or_default();
         self.lock().datapath.as_ref().map(|datapath| read(datapath, heartbeat)).transpose()
+    }
+
+    /// The sources whose connection requests were refused most often, the loudest first; `None`: the kernel half does
+    /// not run.
+    pub fn loudest(&self, most: usize) -> Result<Option<Vec<Loud>>, Error> {
+        self.lock().datapath.as_ref().map(|datapath| datapath.loudest(most)).transpose()
     }
 
     /// Why the kernel half does not run, where it does not.
