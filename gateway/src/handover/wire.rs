@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -21,7 +22,7 @@ pub fn send(stream: &UnixStream, descriptors: &[BorrowedFd<'_>]) -> io::Result<(
             return Err(io::ErrorKind::InvalidInput.into());
         }
         // A message needs a byte for its descriptors to travel with.
-        sendmsg(stream, &[IoSlice::new(b".")], &mut control, SendFlags::NOSIGNAL)?;
+        retry_on_intr(|| sendmsg(stream, &[IoSlice::new(b".")], &mut control, SendFlags::NOSIGNAL))?;
     }
     Ok(())
 }
@@ -33,7 +34,8 @@ pub fn receive(stream: &UnixStream, count: usize) -> io::Result<Vec<OwnedFd>> {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut byte = [0];
         let flags = RecvFlags::CMSG_CLOEXEC;
-        let received = recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut control, flags)?;
+        let received =
+            retry_on_intr(|| recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut control, flags))?;
         if received.bytes == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

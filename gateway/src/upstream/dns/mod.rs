@@ -118,7 +118,11 @@ fn exchange(server: SocketAddr, query: &[u8], kind: Kind) -> Result<Answer, Fail
     let mut datagram = [0; DATAGRAM];
     loop {
         socket.set_read_timeout(Some(left(until).map_err(broken)?)).map_err(broken)?;
-        let length = socket.recv(&mut datagram).map_err(broken)?;
+        let length = match socket.recv(&mut datagram) {
+            // With a timeout no wait goes on by itself after a signal, such as a profile's.
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            received => received.map_err(broken)?,
+        };
         match message::read(&datagram[..length], query, kind) {
             // An answer to somebody else, or a forged one.
             Reply::Stray => {}
@@ -146,9 +150,11 @@ fn exchange_whole(server: SocketAddr, query: &[u8], until: Instant) -> io::Resul
 fn read_exact(stream: &mut TcpStream, mut into: &mut [u8], until: Instant) -> io::Result<()> {
     while !into.is_empty() {
         stream.set_read_timeout(Some(left(until)?))?;
-        match stream.read(into)? {
-            0 => return Err(ErrorKind::UnexpectedEof.into()),
-            length => into = &mut into[length..],
+        match stream.read(into) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(length) => into = &mut into[length..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())
