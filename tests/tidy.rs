@@ -36,6 +36,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
     ),
     ("aya::", &["datapath/"], "the kernel is behind one door"),
     ("redis::", &["limit/cluster/"], "the store is behind one door"),
+    ("pprof::", &["control/profile.rs"], "the process has one signal for it"),
     ("allow(unsafe_code)", &["datapath/sys.rs"], "unsafe code stands in one file"),
 ];
 

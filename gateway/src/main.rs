@@ -59,6 +59,8 @@ enum Verb {
     Status(cli::Status),
     /// Show a running gateway's figures, live, on a terminal.
     Top(cli::Top),
+    /// Write what the running gateway spends its processor time on to a file, for `pprof`.
+    Profile(cli::Profile),
     /// Have the running gateway read its configuration again, and say what came of it.
     Reload(cli::Reload),
     /// Show or change how much the running gateway says on its standard error.
@@ -122,6 +124,7 @@ fn main() -> ExitCode {
         Verb::Doctor(verb) => verb.run(&config),
         Verb::Status(verb) => verb.run(&config),
         Verb::Top(verb) => verb.run(&config),
+        Verb::Profile(verb) => verb.run(&config),
         Verb::Reload(verb) => verb.run(&config),
         Verb::Log(verb) => verb.run(&config),
         Verb::Endpoints(verb) => verb.run(&config),

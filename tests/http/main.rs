@@ -30,6 +30,7 @@ mod names;
 mod openapi;
 mod overload;
 mod paths;
+mod profile;
 mod quick_start;
 mod rate_limits;
 mod rehearse;

@@ -41,6 +41,7 @@ fn target(path: &str, operation: &Value, endpoint: &str) -> String {
             "network" => "203.0.113.0/24",
             "source" => "127.0.0.1",
             "endpoint" => endpoint,
+            "seconds" => "1",
             other => panic!("give the parameter {other:?} a value that the gateway of this test has"),
         };
         match parameter["in"].as_str() {

@@ -7,6 +7,7 @@ mod doctor;
 mod endpoints;
 mod explain;
 mod list;
+mod profile;
 mod rehearse;
 mod status;
 mod time;
@@ -27,6 +28,7 @@ use crate::lists::List;
 pub use check::Check;
 pub use doctor::Doctor;
 pub use endpoints::Endpoints;
+pub use profile::Profile;
 pub use rehearse::Rehearse;
 pub use top::Top;
 

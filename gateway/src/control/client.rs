@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http::Method;
 use serde::Serialize;
@@ -19,6 +20,8 @@ pub struct Request {
     /// Path and query.
     pub target: String,
     pub document: Option<Value>,
+    /// How long the answer may take.
+    patience: Duration,
 }
 
 /// Why there is no answer.
@@ -32,7 +35,7 @@ pub enum AskError {
 
 impl Request {
     pub fn get(target: impl Into<String>) -> Self {
-        Self { method: Method::GET, target: target.into(), document: None }
+        Self { method: Method::GET, target: target.into(), document: None, patience: PATIENCE }
     }
 
     pub fn delete(target: impl Into<String>) -> Self {
@@ -50,11 +53,16 @@ impl Request {
 
     pub fn post(target: impl Into<String>, document: &impl Serialize) -> Self {
         let document = serde_json::to_value(document).expect("it has string keys and numbers only");
-        Self { method: Method::POST, target: target.into(), document: Some(document) }
+        Self { method: Method::POST, document: Some(document), ..Self::get(target) }
+    }
+
+    /// For what takes its time.
+    pub fn answered_within(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     fn bytes(&self) -> Vec<u8> {
-        let Self { method, target, document } = self;
+        let Self { method, target, document, .. } = self;
         let mut text = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n");
         match document.as_ref().map(Value::to_string) {
             Some(body) => {
@@ -83,6 +91,7 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Result<Value, String>, As
 pub fn fetch(socket: &Path, request: &Request) -> Result<Result<Vec<u8>, String>, AskError> {
     let exchange = || -> io::Result<Vec<u8>> {
         let mut stream = connect(socket)?;
+        stream.set_read_timeout(Some(request.patience))?;
         stream.write_all(&request.bytes())?;
         // A connection is one request.
         let mut answer = Vec::new();

@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 use super::access::Access;
 use super::problem::Problem;
 use super::{
-    Added, Done, Drained, Endpoints, Entries, KernelHalf, Level, Purged, Reloaded, TopSources, explain,
-    figures, status,
+    Added, Done, Drained, Endpoints, Entries, KernelHalf, Level, Purged, Reloaded, Seconds, TopSources,
+    explain, figures, status,
 };
 use crate::cache::Purge;
 use crate::lists::List;
@@ -51,6 +51,7 @@ pub enum Operation {
     Add,
     Delete,
     Purge,
+    Profile,
     Routes,
     Cache,
     Limits,
@@ -92,6 +93,7 @@ const CHANGE: Route = Route { method: &Method::POST, access: Access::Change, ..G
 
 const TEXT: &str = "text/plain";
 const JSON: &str = "application/json";
+const GZIP: &str = "application/gzip";
 
 const LIST: Parameter = Parameter { name: "list", schema: document::<List>(), what: "Which list." };
 const NETWORK: Parameter = Parameter {
@@ -109,6 +111,8 @@ const SOURCE: Parameter = Parameter {
     schema: document::<std::net::IpAddr>(),
     what: "Whose connections and requests.",
 };
+const SECONDS: Parameter =
+    Parameter { name: "seconds", schema: document::<Seconds>(), what: "For how long samples are taken." };
 
 pub static ROUTES: &[Route] = &[
     Route {
@@ -206,6 +210,14 @@ pub static ROUTES: &[Route] = &[
         summary: "Forgets stored responses: of one URL, of all that begin with a prefix, or with a tag.",
         body: Some(document::<Purge>()),
         answer: Answer::Json(document::<Purged>()),
+        ..CHANGE
+    },
+    Route {
+        path: "/v1/profile",
+        operation: Operation::Profile,
+        summary: "What the process spends the next seconds of processor time on, for `pprof`; one at a time.",
+        parameters: &[SECONDS],
+        answer: Answer::Other(GZIP),
         ..CHANGE
     },
     Route {

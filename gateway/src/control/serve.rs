@@ -30,8 +30,9 @@ use tokio::time::{sleep, timeout};
 
 use super::access::{self, Caller, TokenError};
 use super::problem::Problem;
+use super::profile::profile;
 use super::router::{self, Call, Operation, Route};
-use super::{HAND_OVER, PATIENCE, explain, now, openapi, process, status};
+use super::{HAND_OVER, PATIENCE, Seconds, explain, now, openapi, process, status};
 use crate::admin::{self, State, reply};
 use crate::kernel::Kernel;
 use crate::reload::Asks;
@@ -65,7 +66,7 @@ const MAX_BODY_BYTES: usize = 16 * 1024;
 /// Longest line of a successor.
 const MAX_LINE_BYTES: u64 = 64;
 /// From accept to close, whatever is asked.
-const LONGEST: Duration = Duration::from_secs(300);
+const LONGEST: Duration = Duration::from_secs(Seconds::MOST + 300);
 const BACK_OFF: Duration = Duration::from_millis(100);
 /// Between two looks at the clock, which somebody may set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -216,6 +217,9 @@ impl Control {
             Operation::List => json(&self.list(call.parameter("list")?)?),
             Operation::Add => json(&self.add(call.parameter("list")?, call.document()?)?),
             Operation::Purge => json(&self.purge(&call.document()?)?),
+            Operation::Profile => {
+                reply(StatusCode::OK, "application/gzip", profile(call.parameter("seconds")?).await?)
+            }
             Operation::Routes => json(&self.routes()),
             Operation::Cache => json(&self.cache()),
             Operation::Limits => json(&self.limits()),
