@@ -34,7 +34,7 @@ const FAULTS: &[faults::Fault] = &[
             r#"1:193: rate_limit.store[8]: stands in this list already: remove it"#,
             r#"1:208: rate_limit.store[9]: must be a URL such as "redis://10.0.0.5:6379", is the number 1"#,
             r#"1:226: rate_limit.store_wait: is longer than 10s, and requests wait for it: write less"#,
-            r#"1:256: rate_limit.store_password_file: is empty: name the file that holds the password"#,
+            r#"1:256: rate_limit.store_password_file: "" is no path of a file"#,
         ],
     ),
     (

@@ -1,5 +1,6 @@
 //! Shared limits without their store: each way of losing a real Redis, what requests meet meanwhile, and its return.
 
+use std::os::unix::fs::symlink;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use gateway_tests::redis::Redis;
@@ -195,8 +196,15 @@ fn a_wrong_password_and_then_the_right_one() {
     let arguments: Vec<_> = ["--user"].into_iter().chain(user.split(' ')).collect();
     let (upstream, redis) = (Upstream::ok(), Redis::start_with(&arguments));
     let directory = tempfile::TempDir::new().expect("there is room for a folder");
-    let (file, password) = (directory.path().join("gateway.json"), directory.path().join("password"));
-    std::fs::write(&password, "wrong\n").expect("there is room for a file");
+    // As Kubernetes mounts a secret.
+    let file = directory.path().join("gateway.json");
+    let [password, data, next] = ["password", "..data", "..data_tmp"].map(|name| directory.path().join(name));
+    for (version, word) in [("..1", "wrong\n"), ("..2", "right\n")] {
+        std::fs::create_dir(directory.path().join(version)).expect("there is room for a folder");
+        std::fs::write(directory.path().join(version).join("password"), word)
+            .expect("there is room for a file");
+    }
+    symlink("..1", &data).and_then(|()| symlink("..data/password", &password)).expect("two links");
     let mut config = config(&upstream, &redis, json!([by_tenant(10, json!({}))]));
     config["rate_limit"]["gateways"] = json!(2);
     config["rate_limit"]["store"] = json!(format!("redis://gateway@{}/1", redis.address));
@@ -205,7 +213,7 @@ fn a_wrong_password_and_then_the_right_one() {
     let gateway = Gateway::run(directory, file, |_| {});
     wait_until_away(&gateway, "password");
     assert_eq!(volley(&gateway, "x", 8), 5);
-    std::fs::write(&password, "right\n").expect("there is room for a file");
+    symlink("..2", &next).and_then(|()| std::fs::rename(&next, &data)).expect("one link in place of another");
     wait_for_return(&gateway);
     assert_eq!(volley(&gateway, "y", 12), 10);
     let log = gateway.admin("/stats").json()["limit_store"].to_string();

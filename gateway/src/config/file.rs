@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use super::document::{self, Node, Object, Reading};
 use super::{
     Config, Control, Error, Escalation, HeadLimits, Kernel, KernelMode, ListenAddr, Priority, RateLimit,
-    Route, Timeouts, caching, kernel, limits, log, overload, upstreams, value,
+    Route, Timeouts, caching, kernel, limits, log, overload, secret, upstreams, value,
 };
 
 const MAX_WORKERS: u64 = 1024;
@@ -278,8 +278,8 @@ fn control(keys: &mut Object<'_>) -> Option<Control> {
     let example = "\"/var/lib/gateway/state.json\"";
     let state_file = keys.required("state_file", example, |node| node.string(path, value::file_path));
     let admin = keys.optional("admin_addr", listen_addr);
-    let path = "the path of a file that holds a token";
-    let token_file = keys.optional("token_file", |node| node.string(path, value::file_path));
+    let path = "the path of a file such as \"/etc/gateway/admin-token\"";
+    let token_file = secret::file(keys, "token_file", path);
     match admin {
         Some(admin) if !admin.is_loopback() && !keys.has("token_file") => keys.fault(
             "admin_addr",

@@ -14,6 +14,7 @@ mod limits;
 mod log;
 mod overload;
 mod schema;
+mod secret;
 mod store;
 mod upstreams;
 mod value;
@@ -36,6 +37,7 @@ pub use kernel::{Ceiling, Escalation, Listed};
 pub use log::{AccessLog, Destination, LogFormat, TraceContext};
 pub use overload::{Connections, Overload, Priority};
 pub use schema::schema;
+pub use secret::{SecretError, secret};
 pub use store::{ClusterRule, OnFailure, Store, StoreServer};
 pub use value::network;
 

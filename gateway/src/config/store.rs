@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::document::{Node, Object};
 use super::file::ANY_COUNT;
+use super::secret;
 use super::value::{self, quote};
 
 /// Longest that a request waits for the store, where the configuration is silent.
@@ -90,12 +91,8 @@ pub(super) fn section(keys: &mut Object<'_>) -> Option<Store> {
     };
     let servers =
         keys.optional("store", |node| node.list_or(several, |node| one(node).map(|server| vec![server])));
-    let password_file = keys.optional("store_password_file", |node| {
-        node.string("the path of a file", |text| match text.is_empty() {
-            true => Err("is empty: name the file that holds the password".to_owned()),
-            false => Ok(text.into()),
-        })
-    });
+    let expected = "the path of a file such as \"/etc/gateway/store-password\"";
+    let password_file = secret::file(keys, "store_password_file", expected);
     let wait = keys.optional("store_wait", |node| {
         let too_long = "is longer than 10s, and requests wait for it: write less";
         node.duration_in(value::SHORTEST..=LONGEST_WAIT, too_long)

@@ -1,8 +1,6 @@
 //! Who may ask for what. The Unix socket's file has an owner, who may do everything; over TCP a token says who asks.
 
-use std::fs;
 use std::hint::black_box;
-use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +8,7 @@ use http::header::{AUTHORIZATION, HOST};
 use http::{StatusCode, request};
 
 use super::problem::Problem;
+use crate::config::{self, SecretError};
 
 /// What it takes to be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +49,8 @@ pub enum Token {
 /// Why no token is right.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    #[error("control.token_file {}: {source}; it has to be readable for the user that the gateway runs as", .file.display())]
-    Read { file: PathBuf, source: io::Error },
+    #[error("control.token_file {0}; it has to be readable for the user that the gateway runs as")]
+    Read(#[from] SecretError),
     #[error(
         "control.token_file {}: holds less than {SHORTEST_TOKEN_BYTES} bytes, which could be guessed: \
          `openssl rand -hex 32` makes some",
@@ -64,9 +63,9 @@ const SHORTEST_TOKEN_BYTES: usize = 16;
 
 /// A token as its file holds it, white space around it aside.
 pub fn read_token(file: &Path) -> Result<Vec<u8>, TokenError> {
-    let content = fs::read(file).map_err(|source| TokenError::Read { file: file.to_owned(), source })?;
+    let content = config::secret(file)?;
     match content.trim_ascii() {
-        token if token.len() >= SHORTEST_TOKEN_BYTES => Ok(token.to_owned()),
+        token if token.len() >= SHORTEST_TOKEN_BYTES => Ok(token.as_bytes().to_owned()),
         _ => Err(TokenError::Short { file: file.to_owned() }),
     }
 }

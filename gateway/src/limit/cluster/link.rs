@@ -195,9 +195,8 @@ fn credentials(config: &config::Store, server: &StoreServer) -> Result<RedisConn
     // Its name for itself would be one more command to permit.
     let mut info = RedisConnectionInfo::default().set_db(i64::from(server.database)).set_skip_set_lib_name();
     if let Some(file) = &config.password_file {
-        let read = std::fs::read_to_string(file);
-        let password = read.map_err(|error| (Loss::Password, format!("{}: {error}", file.display())))?;
-        info = info.set_password(password.trim_end_matches(['\r', '\n']));
+        let password = config::secret(file).map_err(|error| (Loss::Password, error.to_string()))?;
+        info = info.set_password(password);
     }
     Ok(match &server.user {
         Some(user) => info.set_username(user),
