@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use gateway::cli;
-use gateway::config::{self, Config};
+use gateway::config::{self, Config, Files};
 use gateway::datapath::cookies;
 use gateway::lists::List;
 use gateway::logging;
@@ -112,15 +112,15 @@ fn main() -> ExitCode {
         return verb.run(&file);
     }
     let source = Source::new(file, arguments.iface, arguments.no_kernel);
-    let config = match source.load() {
-        Ok(config) => config,
+    let (config, files) = match source.load() {
+        Ok(loaded) => loaded,
         Err(error) => {
             eprintln!("{error}");
             return error.exit_code().into();
         }
     };
     match arguments.verb.unwrap_or(Verb::Run { upgrade: false }) {
-        Verb::Run { upgrade } => run(config, source, upgrade),
+        Verb::Run { upgrade } => run((config, files), source, upgrade),
         Verb::Doctor(verb) => verb.run(&config),
         Verb::Status(verb) => verb.run(&config),
         Verb::Top(verb) => verb.run(&config),
@@ -141,8 +141,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: Config, source: Source, upgrade: bool) -> ExitCode {
-    match Server::start(config, source, upgrade).and_then(Server::run) {
+fn run(loaded: (Config, Files), source: Source, upgrade: bool) -> ExitCode {
+    match Server::start(loaded, source, upgrade).and_then(Server::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("gateway: {error}");

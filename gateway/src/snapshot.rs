@@ -12,7 +12,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::access::Access;
 use crate::cache::{self, Cache};
-use crate::config::{self, Config, HealthCheck};
+use crate::config::{self, Config, Files, HealthCheck};
 use crate::datapath::Sources;
 use crate::limit::{self, Limits};
 use crate::metrics::{self, Registry};
@@ -45,6 +45,8 @@ pub struct Snapshot {
     pub sources: Arc<Sources>,
     /// Opened by whoever puts it in force; `None`: nothing is written about requests.
     pub access: Option<Arc<Access>>,
+    /// What the configuration was read from, said by whoever puts it in force.
+    pub files: Option<Arc<Files>>,
 }
 
 pub struct Route {
@@ -102,6 +104,7 @@ impl Snapshot {
         };
         let distress = before.map_or_else(Arc::default, |before| before.distress.clone());
         let access = before.and_then(|before| before.access.clone());
+        let files = before.and_then(|before| before.files.clone());
         let sources = before.map_or_else(Arc::default, |before| before.sources.clone());
         Self {
             generation,
@@ -117,6 +120,7 @@ impl Snapshot {
             distress,
             sources,
             access,
+            files,
         }
     }
 

@@ -127,6 +127,28 @@ fn without_a_kernel_half_it_says_why() {
     assert_eq!(sources, json!({ "connections": null, "requests": [] }));
 }
 
+#[test]
+fn the_configuration_in_force_is_shown_as_check_prints_it() {
+    let upstream = Upstream::ok();
+    let gateway = start(&upstream);
+    let printed = gateway.ask(&["check", "--print", "--json"]).json()["effective"].clone();
+    assert!(printed["timeouts"].is_object(), "defaults are filled in: {printed}");
+    let api = Api::of(&gateway);
+    assert_eq!(api.get("/v1/config").json(), json!({ "generation": 1, "config": printed }));
+
+    let mut changed = printed;
+    changed["client_ipv6_prefix"] = json!(48);
+    gateway.replace(changed);
+    gateway.log.wait_for("reloaded");
+    let told = api.get("/v1/config").json();
+    assert_eq!((&told["generation"], &told["config"]["client_ipv6_prefix"]), (&json!(2), &json!(48)));
+
+    // What was refused is not in force.
+    fs::write(&gateway.file, "{").unwrap();
+    gateway.log.wait_for("configuration refused");
+    assert_eq!(api.get("/v1/config").json(), told);
+}
+
 /// Each is refused by a problem that says what to do instead.
 #[test]
 fn what_it_does_not_understand_it_refuses() {
@@ -258,6 +280,7 @@ fn over_tcp_a_token_says_who_asks() {
     for answer in [
         api.get("/v1/explain?source=203.0.113.7"),
         api.get("/v1/lists/deny"),
+        api.get("/v1/config"),
         api.get("/v1/kernel"),
         api.get("/v1/sources"),
         api.post("/v1/lists/deny", &entry),

@@ -12,8 +12,10 @@ use std::time::Duration;
 
 use http::Method;
 use ipnet::IpNet;
+use serde_json::Value;
 
 use super::document::{self, Node, Object, Reading};
+use super::include::Files;
 use super::{
     Config, Control, Error, Escalation, HeadLimits, Kernel, KernelMode, ListenAddr, Priority, RateLimit,
     Route, Timeouts, caching, kernel, limits, log, overload, secret, upstreams, value,
@@ -28,12 +30,19 @@ pub(super) const ANY_COUNT: std::ops::RangeInclusive<u64> = 1..=u32::MAX as u64;
 
 /// Reads and validates `path`.
 pub fn load(path: &Path) -> Result<Config, Error> {
-    document::read(&bytes(path)?, path, false, config).map(|reading| reading.value)
+    load_with_files(path).map(|(config, _)| config)
+}
+
+/// The same, with the files as they were read.
+pub fn load_with_files(path: &Path) -> Result<(Config, Files), Error> {
+    let files = Files::of(path, &bytes(path)?);
+    let reading = document::read(&files, false, config)?;
+    Ok((reading.value, files))
 }
 
 /// The same, with warnings and with every default as a document.
 pub fn examine(path: &Path) -> Result<Reading<Config>, Error> {
-    document::read(&bytes(path)?, path, true, config)
+    document::read(&Files::of(path, &bytes(path)?), true, config)
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>, Error> {
@@ -42,7 +51,15 @@ fn bytes(path: &Path) -> Result<Vec<u8>, Error> {
 
 /// Validates `text`; `file` is what its faults are reported under.
 pub fn parse(text: &str, file: impl AsRef<Path>) -> Result<Config, Error> {
-    document::read(text.as_bytes(), file.as_ref(), false, config).map(|reading| reading.value)
+    let files = Files::of(file.as_ref(), text.as_bytes());
+    document::read(&files, false, config).map(|reading| reading.value)
+}
+
+impl Files {
+    /// What they say, with every default filled in, as `check --print` has it. `Null`: what is not valid says nothing.
+    pub fn effective(&self) -> Value {
+        document::read(self, true, config).map_or(Value::Null, |reading| reading.effective)
+    }
 }
 
 pub(super) fn config(keys: &mut Object<'_>) -> Option<Config> {

@@ -17,11 +17,11 @@ use super::value::quote;
 pub(super) const MAX_FILES: usize = 1_000;
 
 /// All files, the first being the one named.
-pub(super) struct Files {
-    pub text: String,
-    pub files: Vec<File>,
+pub struct Files {
+    pub(super) text: String,
+    pub(super) files: Vec<File>,
     /// Those that files are in, and those that globs look into.
-    pub folders: BTreeSet<PathBuf>,
+    pub(super) folders: BTreeSet<PathBuf>,
 }
 
 pub(super) struct File {

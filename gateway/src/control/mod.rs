@@ -7,6 +7,7 @@
 
 mod access;
 mod client;
+mod config;
 mod endpoints;
 pub mod explain;
 pub mod figures;
@@ -27,6 +28,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub(crate) use client::converse;
 pub use client::{AskError, Request, ask, fetch};
+pub use config::Effective;
 pub use endpoints::{Drained, Endpoint, Endpoints};
 pub use explain::Explanation;
 pub use kernel::KernelHalf;

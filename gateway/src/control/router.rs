@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 use super::access::Access;
 use super::problem::Problem;
 use super::{
-    Added, Done, Drained, Endpoints, Entries, KernelHalf, Level, Purged, Reloaded, Seconds, TopSources,
-    explain, figures, status,
+    Added, Done, Drained, Effective, Endpoints, Entries, KernelHalf, Level, Purged, Reloaded, Seconds,
+    TopSources, explain, figures, status,
 };
 use crate::cache::Purge;
 use crate::lists::List;
@@ -57,6 +57,7 @@ pub enum Operation {
     Limits,
     Kernel,
     Sources,
+    Config,
     OpenApi,
 }
 
@@ -255,6 +256,14 @@ pub static ROUTES: &[Route] = &[
         access: Access::Private,
         summary: "Whose connection requests the kernel half refused most, and who ignores the rate limits' refusals.",
         answer: Answer::Json(document::<TopSources>()),
+        ..GET
+    },
+    Route {
+        path: "/v1/config",
+        operation: Operation::Config,
+        access: Access::Private,
+        summary: "The configuration in force, with every default filled in.",
+        answer: Answer::Json(document::<Effective>()),
         ..GET
     },
     Route {

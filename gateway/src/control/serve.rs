@@ -225,6 +225,7 @@ impl Control {
             Operation::Limits => json(&self.limits()),
             Operation::Kernel => json(&self.kernel_half()?),
             Operation::Sources => json(&self.sources()?),
+            Operation::Config => json(&self.config()),
             Operation::OpenApi => json(&openapi::document()),
             Operation::Delete => json(&self.del(call.parameter("list")?, call.parameter("network")?)?),
         })

@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 
 use crate::access::Access;
 use crate::admin::{self, State};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Files};
 use crate::control::{self, Control, Places, Socket};
 use crate::datapath::{self, AddressChanges};
 use crate::downstream::{Affordable, listener};
@@ -80,14 +80,14 @@ impl Source {
         Self { seen: config::watched(&file).0, file, interfaces, no_kernel }
     }
 
-    pub fn load(&self) -> Result<Config, config::Error> {
-        let mut config = config::load(&self.file)?;
+    pub fn load(&self) -> Result<(Config, Files), config::Error> {
+        let (mut config, files) = config::load_with_files(&self.file)?;
         let named = self.interfaces.iter().filter(|name| !config.kernel.interfaces.contains(name)).cloned();
         config.kernel.interfaces.extend(named.collect::<Vec<_>>());
         if self.no_kernel {
             config.kernel.interfaces.clear();
         }
-        Ok(config)
+        Ok((config, files))
     }
 }
 
@@ -136,7 +136,7 @@ impl Server {
     /// Binds everything first, so that a taken port is an error and not half a gateway; then gives up its
     /// privileges, before there is any other thread. `upgrade`: it follows the gateway that runs, with all that
     /// one has.
-    pub fn start(config: Config, source: Source, upgrade: bool) -> Result<Self, Error> {
+    pub fn start((config, files): (Config, Files), source: Source, upgrade: bool) -> Result<Self, Error> {
         raise_descriptor_limit();
         let identity = config.user.as_ref().map(Identity::find).transpose()?;
         let count = config.workers.unwrap_or_else(default_workers);
@@ -183,6 +183,7 @@ impl Server {
         let access = open_log(&config, None).map_err(Error::AccessLog)?;
         let mut snapshot = Snapshot::build(config, upkeep.names(), None, &registry);
         snapshot.access = access;
+        snapshot.files = Some(Arc::new(files));
         drained.iter().for_each(|name| drop(snapshot.drain(name, true)));
         kernel.keep_told(&snapshot.sources, stack)?;
         let current = Arc::new(ArcSwap::from_pointee(snapshot));

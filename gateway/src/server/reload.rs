@@ -48,7 +48,7 @@ impl Server {
     /// changes, and the new one after: it is never stricter than the configuration that is in force.
     fn change(&mut self) -> Result<u64, Refused> {
         let before = self.current.load_full();
-        let config = self.source.load()?;
+        let (config, files) = self.source.load()?;
         let fixed = fixed(&before.config, &config);
         if !fixed.is_empty() {
             return Err(Refused::Fixed(fixed));
@@ -62,6 +62,7 @@ impl Server {
         // From here on nothing fails.
         let mut next = Snapshot::build(config, self.upkeep.names(), Some(&before), &self.registry);
         next.access = access;
+        next.files = Some(Arc::new(files));
         let generation = next.generation;
         self.put_in_force(Arc::new(next));
         if let Err(error) = loosened.tighten() {

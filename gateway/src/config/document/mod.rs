@@ -10,7 +10,6 @@ mod node;
 mod object;
 
 use std::cell::RefCell;
-use std::path::Path;
 
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -40,15 +39,14 @@ pub struct Reading<T> {
 
 /// Reads the top-level object with `read`; any fault anywhere is an error.
 pub(super) fn read<T>(
-    bytes: &[u8],
-    file: &Path,
+    files: &Files,
     effective: bool,
     read: impl FnOnce(&mut Object<'_>) -> Option<T>,
 ) -> Result<Reading<T>, Error> {
-    let Files { text, files, .. } = Files::of(file, bytes);
+    let Files { text, files, .. } = files;
     let document = Document {
-        text: &text,
-        files: &files,
+        text,
+        files,
         faults: RefCell::default(),
         warnings: RefCell::default(),
         defaults: effective.then(RefCell::default),
