@@ -149,6 +149,23 @@ fn the_configuration_in_force_is_shown_as_check_prints_it() {
     assert_eq!(api.get("/v1/config").json(), told);
 }
 
+#[test]
+fn limits_are_shown_with_what_each_rule_decided() {
+    let upstream = Upstream::ok();
+    let mut config = route_to(&upstream.url());
+    config["routes"][0]["rate_limits"] = json!([
+        { "name": "day", "limit": 3, "per": "day" },
+        { "name": "trial", "limit": 2, "per": "day", "shadow": true }
+    ]);
+    let gateway = Gateway::controlled(config);
+    let rules = || Api::of(&gateway).get("/v1/limits").json()["rules"].clone();
+    let rule = |name: &str, [allowed, near, denied, shadow]: [u64; 4]| json!({ "route": "/", "rule": name, "allowed": allowed, "near": near, "denied": denied, "shadow": shadow, "ignored": 0 });
+    assert_eq!(rules(), json!([rule("day", [0; 4]), rule("trial", [0; 4])]));
+    let answers: Vec<_> = (0..5).map(|_| gateway.get("/").status()).collect();
+    assert_eq!(answers, [200, 200, 200, 429, 429]);
+    assert_eq!(rules(), json!([rule("day", [2, 1, 2, 0]), rule("trial", [1, 1, 0, 3])]));
+}
+
 /// Each is refused by a problem that says what to do instead.
 #[test]
 fn what_it_does_not_understand_it_refuses() {

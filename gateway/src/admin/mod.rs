@@ -1,7 +1,7 @@
 //! The metrics port: what the gateway says of itself. No client address is shown, and nothing can be changed.
 
 mod cache;
-mod limits;
+pub mod limits;
 pub mod metrics;
 mod overload;
 mod store;

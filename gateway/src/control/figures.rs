@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::serve::Control;
+use crate::admin::limits::{Decisions, decisions};
 use crate::snapshot;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -58,6 +59,8 @@ pub struct Limits {
     pub overflowed: u64,
     /// How many sources go on in spite of their refusals.
     pub suspects: u64,
+    /// By route and rule.
+    pub rules: Vec<Decisions>,
 }
 
 impl Control {
@@ -96,6 +99,8 @@ impl Control {
         let snapshot = self.state.current.load();
         let limits = &snapshot.limits;
         let tally = limits.tally();
+        let mut rules = decisions(&self.state.registry);
+        rules.sort_unstable_by(|a, b| (&a.route, &a.rule).cmp(&(&b.route, &b.rule)));
         Limits {
             keys: tally.keys,
             max_keys: snapshot.config.limit_table().1 as u64,
@@ -103,6 +108,7 @@ impl Control {
             expired: tally.expired,
             overflowed: tally.overflowed,
             suspects: limits.refusals.suspects(limits.at(Instant::now())).len() as u64,
+            rules,
         }
     }
 }

@@ -238,7 +238,7 @@ pub static ROUTES: &[Route] = &[
     Route {
         path: "/v1/limits",
         operation: Operation::Limits,
-        summary: "The table of the rate limits' keys.",
+        summary: "What each rate limit decided, and the table of their keys.",
         answer: Answer::Json(document::<figures::Limits>()),
         ..GET
     },
