@@ -50,6 +50,8 @@ fn figures_are_drawn_until_q_and_the_terminal_is_as_before() {
     terminal.resize(80, 24);
     terminal
         .wait_for("the whole frame once more", |_, text| text.contains(address) && text.contains("q quit"));
+    terminal.press("6");
+    terminal.wait_for("that there are no such sources", |_, text| text.contains("nobody is refused much"));
     terminal.press("q");
     assert_eq!(terminal.end(), Some(0));
 }

@@ -35,7 +35,7 @@ impl Chosen {
             KeyCode::Char('q') | KeyCode::Esc => return false,
             KeyCode::Tab | KeyCode::Right => self.turn(1),
             KeyCode::BackTab | KeyCode::Left => self.turn(Pane::ALL.len() - 1),
-            KeyCode::Char(digit @ '1'..='5') => self.show(Pane::ALL[digit as usize - '1' as usize]),
+            KeyCode::Char(digit @ '1'..='6') => self.show(Pane::ALL[digit as usize - '1' as usize]),
             KeyCode::Char('s') => order.column = (order.column + 1) % columns.max(1),
             KeyCode::Char('r') => order.reversed = !order.reversed,
             KeyCode::Char('p' | ' ') => self.paused = !self.paused,
@@ -71,10 +71,10 @@ mod tests {
         let chosen = |keys: &[KeyCode]| after(keys).0;
         for (keys, pane) in [
             (&[Tab][..], Pane::Routes),
-            (&[BackTab], Pane::Kernel),
-            (&[Tab; 5], Pane::Overview),
+            (&[BackTab], Pane::Sources),
+            (&[Tab; 6], Pane::Overview),
             (&[Char('5')], Pane::Kernel),
-            (&[Char('6')], Pane::Overview),
+            (&[Char('7')], Pane::Overview),
         ] {
             assert_eq!(chosen(keys).pane, pane, "{keys:?}");
         }

@@ -14,10 +14,12 @@ pub enum Pane {
     Upstreams,
     Cache,
     Kernel,
+    Sources,
 }
 
 impl Pane {
-    pub const ALL: [Self; 5] = [Self::Overview, Self::Routes, Self::Upstreams, Self::Cache, Self::Kernel];
+    pub const ALL: [Self; 6] =
+        [Self::Overview, Self::Routes, Self::Upstreams, Self::Cache, Self::Kernel, Self::Sources];
 
     pub fn title(self) -> &'static str {
         match self {
@@ -26,6 +28,7 @@ impl Pane {
             Self::Upstreams => "Upstreams",
             Self::Cache => "Cache",
             Self::Kernel => "Kernel",
+            Self::Sources => "Sources",
         }
     }
 }
@@ -109,6 +112,7 @@ impl Listing {
             Pane::Upstreams => upstreams(figures),
             Pane::Cache => cache(figures),
             Pane::Kernel => kernel(figures),
+            Pane::Sources => sources(figures),
         }
     }
 
@@ -210,6 +214,19 @@ fn kernel(figures: &Figures) -> Listing {
         Some(_) => "no packets yet",
     };
     Listing { columns: &["verdict", "packets/s", "bytes/s", "packets"], rows: rows.collect(), empty }
+}
+
+fn sources(figures: &Figures) -> Listing {
+    let rows = figures.now.sources.iter().map(|of| {
+        let values =
+            vec![Value::Text(of.address.clone()), Value::Count(of.refused), Value::Text(of.what.clone())];
+        Row { values, mood: Mood::Ailing }
+    });
+    Listing {
+        columns: &["source", "refused", "of what"],
+        rows: rows.collect(),
+        empty: "nobody is refused much",
+    }
 }
 
 #[cfg(test)]

@@ -23,11 +23,11 @@ use tokio::sync::mpsc;
 
 use super::{NOT_REACHED, REFUSED, socket, time};
 use crate::config::{self, Config};
-use crate::control::{self, Request, Status};
+use crate::control::{self, Request, Status, TopSources};
 use keys::Chosen;
 use listing::Listing;
 use model::Figures;
-use sample::Sample;
+use sample::{Sample, Source};
 use view::Shown;
 
 #[derive(Args)]
@@ -149,7 +149,9 @@ fn look(socket: &Path) -> Result<Sample, String> {
     let nonsense = |error| format!("what answers is no gateway of this version: {error}");
     let status: Status = serde_json::from_slice(&get("/v1/status")?).map_err(nonsense)?;
     let exposition = String::from_utf8(get("/metrics")?).map_err(|error| error.to_string())?;
-    Ok(Sample::new(status.version, status.pid, &exposition))
+    let sources: TopSources = serde_json::from_slice(&get("/v1/sources")?).map_err(nonsense)?;
+    let sample = Sample::new(status.version, status.pid, &exposition);
+    Ok(Sample { sources: Source::all(sources), ..sample })
 }
 
 /// What is shown, and what it comes from.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use gateway_common::{Action, Verdict};
 
 use super::exposition::{self, Line};
+use crate::control::TopSources;
 
 /// What may come of a look-up in the cache.
 pub const LOOKUPS: [&str; 6] = ["hit", "stale", "revalidated", "collapsed", "miss", "bypass"];
@@ -36,6 +37,16 @@ pub struct Sample {
     pub cache: Cache,
     /// `None`: the kernel half does not run.
     pub kernel: Option<Kernel>,
+    pub sources: Vec<Source>,
+}
+
+/// Somebody who is refused much, by either half.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Source {
+    pub address: String,
+    pub refused: u64,
+    /// What of it was refused, by what.
+    pub what: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -140,6 +151,22 @@ impl Sample {
             }
             _ => {}
         }
+    }
+}
+
+impl Source {
+    pub fn all(of: TopSources) -> Vec<Self> {
+        let connections = of.connections.into_iter().flatten().map(|loud| Self {
+            address: loud.source.to_string(),
+            refused: loud.refused,
+            what: "connection requests, by the kernel half".to_owned(),
+        });
+        let requests = of.requests.into_iter().map(|suspect| Self {
+            address: suspect.source.to_string(),
+            refused: suspect.refused.into(),
+            what: format!("requests of {} in 10 s, {} ignored a 429", suspect.requests, suspect.ignored),
+        });
+        connections.chain(requests).collect()
     }
 }
 

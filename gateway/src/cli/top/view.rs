@@ -35,7 +35,7 @@ impl Shown {
     }
 }
 
-const KEYS: &str = "q quit  1-5 tab pane  s sort  r reverse  p pause  up/down scroll";
+const KEYS: &str = "q quit  1-6 tab pane  s sort  r reverse  p pause  up/down scroll";
 /// Rows of the overview's first chart, and the rows of other tables that it has room for in 24 lines.
 const CHART_ROWS: u16 = 3;
 const UPSTREAM_ROWS: u16 = 5;

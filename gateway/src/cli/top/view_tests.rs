@@ -8,7 +8,10 @@ use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::KeyCode;
 
 use super::*;
-use crate::cli::top::sample::{Cache, Health, Kernel, Packets, Route, Sample, UNBOUNDED_US, Upstream};
+use crate::cli::top::sample::{
+    Cache, Health, Kernel, Packets, Route, Sample, Source, UNBOUNDED_US, Upstream,
+};
+use crate::control::{LoudSource, SuspectSource, TopSources};
 use crate::metrics::LATENCY_BOUNDS_US;
 
 /// A gateway after `seconds` of steady traffic on three routes, one of whose upstreams fails.
@@ -73,6 +76,20 @@ fn busy(seconds: u64) -> Sample {
             .into(),
             penalised: 1,
         }),
+        sources: Source::all(TopSources {
+            connections: Some(vec![LoudSource {
+                source: "198.51.100.7".parse().expect("an address"),
+                refused: 70_000 * seconds,
+                refused_at: 0,
+            }]),
+            requests: vec![SuspectSource {
+                source: "2001:db8::".parse().expect("an address"),
+                rule: None,
+                requests: 420,
+                refused: 400,
+                ignored: 120,
+            }],
+        }),
         ..Sample::default()
     }
 }
@@ -113,6 +130,7 @@ fn frames_are_as_recorded() {
         ("cache", 80, 24, &[Char('4')], &shown()),
         ("kernel", 80, 24, &[Char('5')], &shown()),
         ("kernel_off", 80, 24, &[Char('5')], &fresh),
+        ("sources", 80, 24, &[Char('6')], &shown()),
         ("kernel_scrolled", 80, 24, &[Char('5'), Down], &shown()),
     ] {
         let frame = drawn(width, height, keys, shown);
