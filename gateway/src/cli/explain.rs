@@ -41,6 +41,7 @@ fn requests(proxy: &Requests, text: &mut String) {
         (false, false) => "served",
     };
     let mut rows = vec![("client", Some(proxy.client.to_string()))];
+    rows.push(("class", Some(proxy.class.clone())));
     for rule in &proxy.rules {
         let state = match rule.wait_seconds {
             Some(wait) => format!("nothing left, again in {wait} s"),

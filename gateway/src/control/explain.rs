@@ -20,6 +20,7 @@ use crate::kernel::Kernel;
 use crate::limit::quota::seconds;
 use crate::lists::{List, Lists};
 use crate::proxy::identity::{Identity, is_trusted};
+use crate::proxy::rank::class_of;
 use crate::snapshot::{Route, Snapshot};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -58,6 +59,8 @@ pub struct Connections {
 pub struct Requests {
     /// Limits know it as this: IPv6 addresses are cut.
     pub client: IpAddr,
+    /// How well it is known: `unknown`, `known` or `proven`. Where the gateway is short, who is known less gives way.
+    pub class: String,
     /// It is believed when it says whom it speaks for, and those are limited instead.
     pub trusted_proxy: bool,
     /// Some route would refuse it.
@@ -254,6 +257,7 @@ fn requests(snapshot: &Snapshot, source: IpAddr, now: Instant) -> Requests {
     let recent = limits.refusals.of(client, now_ns);
     Requests {
         client,
+        class: class_of(snapshot, source, false).name().to_owned(),
         trusted_proxy: is_trusted(source, &config.trusted_proxies),
         refused: refusing.is_some(),
         last_ten_seconds: recent.map(|recent| Recent {

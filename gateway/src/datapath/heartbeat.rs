@@ -19,7 +19,6 @@ use gateway_common::{Address, Count, Family, Verdict};
 
 use super::cookies::{Arming, Stack};
 use super::error::Error;
-use super::known::Acquaintances;
 use super::penalties::Sentence;
 use super::sources::{Figures, Sources, Suspect};
 use super::standings::{Standings, own};
@@ -43,7 +42,6 @@ pub struct Heartbeat {
     policies: Array<MapData, Policy>,
     config: Arc<ArcSwap<Kernel>>,
     sources: Weak<Sources>,
-    acquaintances: Acquaintances,
     arming: Arming,
     /// `None`: there is nobody to have the stack take cookies.
     stack: Option<Stack>,
@@ -66,7 +64,6 @@ impl Heartbeat {
             policies: own(bpf, POLICY)?.try_into().map_err(Error::map(POLICY))?,
             config,
             sources: Arc::downgrade(sources),
-            acquaintances: Acquaintances::default(),
             arming: Arming::default(),
             stack,
             armed: false,
@@ -92,17 +89,14 @@ impl Heartbeat {
     fn run(mut self) {
         let mut told = false;
         while let Some(sources) = self.sources.upgrade().filter(|sources| sources.is_watched()) {
-            let inbox = sources.listen(BEAT);
+            let penalised = sources.listen(BEAT);
             let mut beat = || {
                 let now = sys::monotonic_ns();
-                for (suspect, sentence) in &inbox.penalised {
+                for (suspect, sentence) in &penalised {
                     self.punish(suspect, sentence, &sources)?;
                 }
-                for (source, served) in &inbox.served {
-                    self.acquaintances.enter(*source, *served, now);
-                }
                 self.release(&sources, now)?;
-                self.introduce(now)?;
+                self.introduce(&sources, now)?;
                 self.report(&sources, now)
             };
             match beat() {
@@ -151,12 +145,12 @@ impl Heartbeat {
     }
 
     /// Writes whom workers have served, once in a while.
-    fn introduce(&mut self, now_ns: u64) -> Result<(), Error> {
+    fn introduce(&mut self, sources: &Sources, now_ns: u64) -> Result<(), Error> {
         if now_ns < self.known_at_ns + KNOWN_EVERY_NS {
             return Ok(());
         }
         self.known_at_ns = now_ns;
-        let changed = self.acquaintances.changed();
+        let changed = sources.acquaintances().changed();
         if changed.is_empty() {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! Sources that have been served: for how long they are known, and which of them are proven.
 //!
-//! Workers tell of completed requests, the heartbeat enters them here and writes what changed, at most once a
-//! second. Pure.
+//! Workers enter completed requests here, and ask where room is short. The heartbeat, where there is one, tells the
+//! kernel half what changed. Pure.
 
 use std::net::IpAddr;
 
@@ -19,6 +19,8 @@ const KNOWN_FOR_NS: u64 = HOUR_NS;
 const PROVEN_FOR_NS: u64 = 24 * HOUR_NS;
 /// Written in one go: a batch of some milliseconds.
 const BATCH: usize = 8_192;
+/// A full table is searched for sources that are forgotten no more often than this: it takes a worker's time.
+const SEARCHED_EVERY_NS: u64 = 10 * SECOND_NS;
 
 /// Requests of a source that were completed, and that were refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +32,9 @@ pub struct Served {
 #[derive(Default)]
 pub struct Acquaintances {
     by_source: FxHashMap<IpAddr, Account>,
-    changed: FxHashSet<IpAddr>,
+    /// Since somebody who follows last asked; `None`: nobody does.
+    changed: Option<FxHashSet<IpAddr>>,
+    searched_ns: Option<u64>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -77,21 +81,42 @@ impl Acquaintances {
     /// Enters what became of requests of `source`. Where there is no room left, strangers stay strangers.
     pub fn enter(&mut self, source: IpAddr, served: Served, now_ns: u64) {
         if self.by_source.len() >= MAX_KNOWN && !self.by_source.contains_key(&source) {
-            self.by_source.retain(|_, account| now_ns < account.seen_ns + KNOWN_FOR_NS);
+            self.forget(now_ns);
             if self.by_source.len() >= MAX_KNOWN {
                 return;
             }
         }
         let new = || Account { half: now_ns / HALF_NS, ..Account::default() };
         self.by_source.entry(source).or_insert_with(new).enter(served, now_ns);
-        self.changed.insert(source);
+        self.changed.as_mut().map(|changed| changed.insert(source));
+    }
+
+    /// How well `source` is known.
+    pub fn class(&self, source: IpAddr, now_ns: u64) -> Class {
+        let standing = self.by_source.get(&source).and_then(Account::standing);
+        standing.filter(|(_, until_ns)| now_ns < *until_ns).map_or(Class::Unknown, |(class, _)| class)
+    }
+
+    /// Drops those who are strangers again.
+    fn forget(&mut self, now_ns: u64) {
+        if self.searched_ns.is_none_or(|at_ns| now_ns >= at_ns + SEARCHED_EVERY_NS) {
+            self.searched_ns = Some(now_ns);
+            self.by_source
+                .retain(|_, account| account.standing().is_some_and(|(_, until_ns)| now_ns < until_ns));
+        }
+    }
+
+    /// From now on somebody asks what has changed, or nobody does.
+    pub fn follow(&mut self, followed: bool) {
+        self.changed = followed.then(FxHashSet::default);
     }
 
     /// What has changed since it was last asked, a batch of it.
     pub fn changed(&mut self) -> Vec<(IpAddr, Class, u64)> {
-        let batch: Vec<IpAddr> = self.changed.iter().take(BATCH).copied().collect();
+        let Some(changed) = &mut self.changed else { return Vec::new() };
+        let batch: Vec<IpAddr> = changed.iter().take(BATCH).copied().collect();
         for source in &batch {
-            self.changed.remove(source);
+            changed.remove(source);
         }
         let standing = |source: IpAddr| {
             let (class, until) = self.by_source.get(&source)?.standing()?;
@@ -111,9 +136,15 @@ mod tests {
         IpAddr::from(n.to_be_bytes())
     }
 
+    fn followed() -> Acquaintances {
+        let mut all = Acquaintances::default();
+        all.follow(true);
+        all
+    }
+
     /// Completed and refused at these hours: the class in the end, and for how many hours more.
     fn standing(entries: &[(u64, u32, u32)]) -> Option<(Class, u64)> {
-        let mut all = Acquaintances::default();
+        let mut all = followed();
         let mut last = START;
         for (hour, completed, refused) in entries {
             last = START + hour * HOUR_NS;
@@ -121,6 +152,12 @@ mod tests {
         }
         let changed = all.changed();
         assert_eq!(all.changed(), []);
+        // What is written is what is answered, for as long as it says.
+        for (source, class, until) in &changed {
+            let later = [last, until - 1, *until].map(|now_ns| all.class(*source, now_ns));
+            assert_eq!(later, [*class, *class, Class::Unknown], "{entries:?}");
+        }
+        assert_eq!(all.class(source(2), last), Class::Unknown);
         changed.first().map(|(_, class, until)| (*class, (until - last) / HOUR_NS))
     }
 
@@ -147,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_refusal_makes_nobody_known_for_longer() {
-        let mut all = Acquaintances::default();
+        let mut all = followed();
         all.enter(source(1), Served { completed: 1, refused: 0 }, START);
         all.enter(source(1), Served { completed: 0, refused: 1 }, START + HOUR_NS / 2);
         assert_eq!(all.changed(), [(source(1), Class::Known, START + HOUR_NS)]);
@@ -155,7 +192,7 @@ mod tests {
 
     #[test]
     fn it_is_bounded_and_makes_room_for_others() {
-        let mut all = Acquaintances::default();
+        let mut all = followed();
         let one = Served { completed: 1, refused: 0 };
         for n in 0..MAX_KNOWN as u32 + 10 {
             all.enter(source(n), one, START);
@@ -164,8 +201,44 @@ mod tests {
         let batches = std::iter::from_fn(|| Some(all.changed().len()).filter(|count| *count > 0));
         let batches: Vec<usize> = batches.collect();
         assert_eq!((batches.iter().sum::<usize>(), batches[0]), (MAX_KNOWN, BATCH));
-        all.enter(source(u32::MAX), one, START + HOUR_NS);
-        assert_eq!(all.changed().len(), 1);
-        assert!(all.by_source.len() < MAX_KNOWN);
+        // Whoever is proven is not forgotten with those who came once.
+        all.enter(source(1), Served { completed: 100, refused: 0 }, START);
+        let later = START + HOUR_NS;
+        all.enter(source(u32::MAX), one, later);
+        assert_eq!(
+            [1, 2, u32::MAX].map(|n| all.class(source(n), later)),
+            [Class::Proven, Class::Unknown, Class::Known]
+        );
+        assert_eq!(all.by_source.len(), 2);
+    }
+
+    #[test]
+    fn a_full_table_is_not_searched_for_each_stranger() {
+        let mut all = Acquaintances::default();
+        let one = Served { completed: 1, refused: 0 };
+        for n in 0..MAX_KNOWN as u32 {
+            all.enter(source(n), one, START);
+        }
+        let over = START + HOUR_NS;
+        for (n, now_ns, want) in [
+            // The search finds nobody, and none follows it at once.
+            (0, over - 1, Class::Unknown),
+            (1, over, Class::Unknown),
+            (2, over - 1 + SEARCHED_EVERY_NS, Class::Known),
+        ] {
+            let stranger = source(u32::MAX - n);
+            all.enter(stranger, one, now_ns);
+            assert_eq!(all.class(stranger, now_ns), want, "{n}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_asks_for_is_not_kept() {
+        let mut all = followed();
+        all.enter(source(1), Served { completed: 1, refused: 0 }, START);
+        all.follow(false);
+        all.enter(source(2), Served { completed: 1, refused: 0 }, START);
+        assert_eq!(all.changed(), []);
+        assert_eq!(all.class(source(2), START), Class::Known);
     }
 }

@@ -1,7 +1,8 @@
 //! What workers and the heartbeat tell each other about sources of packets.
 //!
-//! It is there without a kernel half too; then nobody listens, and workers need not talk. Locks are held for a
-//! moment; nothing here is on the path of a request that is neither the first of its connection nor refused.
+//! It is there without a kernel half too: workers go by what is known of sources where room is short, and nobody else
+//! listens. Locks are held for a moment; nothing here is on the path of a request that is neither the first of its
+//! connection nor refused.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -12,13 +13,15 @@ use arc_swap::ArcSwap;
 use gateway_common::standing::{BLOCKED, Class};
 use rustc_hash::FxHashSet;
 
-use super::known::Served;
+use super::known::{Acquaintances, Served};
 use super::penalties::{Sentence, Sentences};
 use super::sys;
 use crate::config::Kernel;
 
 /// Messages that wait for a heartbeat which does not come are no more than this.
 const MOST_WAITING: usize = 65_536;
+/// Entered before others have their turn with the lock.
+const ENTERED_AT_ONCE: usize = 256;
 
 #[derive(Default)]
 pub struct Sources {
@@ -27,19 +30,14 @@ pub struct Sources {
     /// Another gateway's by now.
     is_left: AtomicBool,
     sentences: Mutex<Sentences>,
-    inbox: Mutex<Inbox>,
+    acquaintances: Mutex<Acquaintances>,
+    inbox: Mutex<Vec<(Suspect, Sentence)>>,
     comes: Condvar,
     blocked: ArcSwap<FxHashSet<IpAddr>>,
     changes: AtomicU64,
     /// As the bits of a float.
     pressure: AtomicU64,
     figures: Mutex<Figures>,
-}
-
-#[derive(Default)]
-pub struct Inbox {
-    pub penalised: Vec<(Suspect, Sentence)>,
-    pub served: Vec<(IpAddr, Served)>,
 }
 
 /// A source that ignores its refusals.
@@ -75,14 +73,16 @@ impl Sources {
     /// Somebody listens from now on, and penalises by `config`.
     pub(super) fn watch(&self, config: Arc<ArcSwap<Kernel>>) {
         self.config.get_or_init(|| config);
+        self.acquaintances().follow(true);
     }
 
     /// Nobody is to be told any more: another gateway tells the kernel half.
     pub fn unwatch(&self) {
         self.is_left.store(true, Relaxed);
+        self.acquaintances().follow(false);
     }
 
-    pub fn is_watched(&self) -> bool {
+    pub(super) fn is_watched(&self) -> bool {
         self.config.get().is_some() && !self.is_left.load(Relaxed)
     }
 
@@ -96,12 +96,12 @@ impl Sources {
             return false;
         }
         let mut inbox = self.inbox();
-        if inbox.penalised.len() >= MOST_WAITING {
+        if inbox.len() >= MOST_WAITING {
             return false;
         }
         let sentence = self.sentences().pass(source, config.escalation, sys::monotonic_ns());
         let Some(sentence) = sentence else { return false };
-        inbox.penalised.push((suspect, sentence));
+        inbox.push((suspect, sentence));
         self.comes.notify_one();
         sentence.level() == BLOCKED
     }
@@ -110,13 +110,22 @@ impl Sources {
         self.sentences.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes what a worker has heard of sources, and leaves it empty.
-    pub fn served(&self, heard: &mut Vec<(IpAddr, Served)>) {
-        let mut inbox = self.inbox();
-        if self.is_watched() && inbox.served.len() < MOST_WAITING {
-            inbox.served.append(heard);
+    /// Takes what a worker has heard of sources.
+    pub fn served(&self, heard: &[(IpAddr, Served)]) {
+        let now_ns = sys::monotonic_ns();
+        for heard in heard.chunks(ENTERED_AT_ONCE) {
+            let mut acquaintances = self.acquaintances();
+            heard.iter().for_each(|(source, served)| acquaintances.enter(*source, *served, now_ns));
         }
-        heard.clear();
+    }
+
+    /// How well a source is known, as userspace tells clients apart.
+    pub fn class(&self, source: IpAddr) -> Class {
+        self.acquaintances().class(source, sys::monotonic_ns())
+    }
+
+    pub(super) fn acquaintances(&self) -> MutexGuard<'_, Acquaintances> {
+        self.acquaintances.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How badly the gateway itself fares, from 0 to 1: what userspace's own refusals did not end.
@@ -128,10 +137,10 @@ impl Sources {
         f64::from_bits(self.pressure.load(Relaxed))
     }
 
-    /// What has been said, at once if somebody is penalised, else after `patience`.
-    pub(super) fn listen(&self, patience: Duration) -> Inbox {
+    /// Who has been penalised: at once if somebody is, else nobody after `patience`.
+    pub(super) fn listen(&self, patience: Duration) -> Vec<(Suspect, Sentence)> {
         let inbox = self.inbox();
-        let waited = self.comes.wait_timeout_while(inbox, patience, |inbox| inbox.penalised.is_empty());
+        let waited = self.comes.wait_timeout_while(inbox, patience, |inbox| inbox.is_empty());
         let (mut inbox, _) = waited.unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *inbox)
     }
@@ -161,7 +170,7 @@ impl Sources {
         *self.figures.lock().unwrap_or_else(PoisonError::into_inner) = figures;
     }
 
-    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+    fn inbox(&self) -> MutexGuard<'_, Vec<(Suspect, Sentence)>> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

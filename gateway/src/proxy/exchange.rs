@@ -180,7 +180,7 @@ impl Drop for Exchange {
             self.log(&noted, desk, took);
             desk.recycle(noted.head);
         }
-        if self.local.hears_of_sources && self.identity.is_peer {
+        if self.identity.is_peer {
             self.local.hear(&self.client, self.outcome);
         }
         self.client.phase.set(Phase::Idle);

@@ -16,6 +16,7 @@ mod forward;
 mod headers;
 pub mod identity;
 mod limit;
+pub mod rank;
 mod request_id;
 mod shed;
 mod target;
@@ -99,9 +100,8 @@ pub struct Local {
     limiter: limit::Limiter,
     /// Where rules are counted that several gateways share; `None`: there are no such rules.
     store: Option<Rc<Store>>,
-    /// What was heard of sources since the last sweep, if anybody wants to know.
+    /// What was heard of sources since the last sweep.
     heard: Rc<RefCell<Vec<(IpAddr, Served)>>>,
-    hears_of_sources: bool,
     /// Wakes those on this worker who wait for a fetch.
     fanout: Rc<Fanout>,
     /// `None`: nothing is written about requests.
@@ -202,9 +202,8 @@ impl Proxy {
 
     /// A connection is over: tells what has not been told of its requests.
     pub fn took_leave(&self, client: &Client) {
-        let local = self.local();
-        if local.hears_of_sources && client.untold.get() != Served::default() {
-            local.enter(client);
+        if client.untold.get() != Served::default() {
+            self.local().enter(client);
         }
     }
 
@@ -488,7 +487,6 @@ impl Local {
                 wheel,
                 before.and_then(|before| before.store.as_ref()),
             ),
-            hears_of_sources: snapshot.sources.is_watched(),
             desk: desk(&snapshot, worker, &registry, before.and_then(|before| before.desk.as_ref())),
             snapshot,
             worker,
@@ -555,7 +553,8 @@ impl Local {
     fn tell_of_sources(&self) {
         let mut heard = self.heard.borrow_mut();
         if !heard.is_empty() {
-            self.snapshot.sources.served(&mut heard);
+            self.snapshot.sources.served(&heard);
+            heard.clear();
         }
     }
 
