@@ -54,7 +54,7 @@ pub async fn watch(current: Arc<Current>, registry: Arc<Registry>) {
         let bound = |of: u64| of_one_route(&snapshot, of);
         let (most, upstream) = (bound(most), bound(affordable.upstream));
         for (route, ceiling) in snapshot.routes.iter().zip(ceilings(total, &routes)) {
-            route.gate.bound(ceiling.min(most), upstream);
+            route.gate.bound(ceiling, most, upstream);
         }
         make_room(&mut room, &snapshot, readings.memory, bounds, now);
         if bounds != bounded {

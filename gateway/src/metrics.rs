@@ -4,7 +4,7 @@
 //! sum the workers' cells at scrape. Nothing here knows the exposition format: `admin::metrics` does.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -442,8 +442,8 @@ pub struct Worker {
     pub ended: Ended,
     /// Connections that were asked to go and have not gone yet.
     pub leaving: Cell,
-    /// Other workers ask this one to let connections go.
-    pub room_wanted: AtomicBool,
+    /// Other workers ask this one to let connections go until there are less than this; 0: they do not.
+    pub room_wanted: AtomicU64,
     /// Microseconds by which its clock's last tick came late, and when that was, since the registry was made.
     pub late_us: Cell,
     pub ticked_us: Cell,

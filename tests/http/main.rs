@@ -32,6 +32,7 @@ mod overload;
 mod paths;
 mod profile;
 mod quick_start;
+mod ranks;
 mod rate_limits;
 mod rehearse;
 mod reload;

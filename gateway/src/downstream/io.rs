@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::framing::Framing;
+use super::ranks::Place;
 use crate::proxy::client::{Client, MAX_QUOTED, Phase};
 use crate::timer::Tick;
 
@@ -54,7 +55,7 @@ pub struct Io {
     pub awaited: Cell<Option<(Tick, u64)>>,
     /// Its place in the worker's crowd, the requests it had had when that was last looked at, and whether it is to
     /// make room for another.
-    pub number: Cell<u64>,
+    pub place: Cell<Place>,
     pub requests_seen: Cell<u32>,
     pub evicted: Cell<bool>,
     /// The most bytes of a body that hyper has read and not given to the body's reader.
@@ -91,7 +92,7 @@ impl Io {
             moved: Cell::new(now),
             bytes: Cell::new(0),
             awaited: Cell::new(None),
-            number: Cell::new(0),
+            place: Cell::new(Place::NOWHERE),
             requests_seen: Cell::new(0),
             evicted: Cell::new(false),
             hyper_holds: Cell::new(u64::MAX / 2),

@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use gateway_common::standing::Class;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::crowd::Crowd;
@@ -130,7 +131,7 @@ impl Listener {
     fn admit(&self, stream: tokio::net::TcpStream, peer: SocketAddr) {
         let cells = &self.proxy.registry.workers[self.proxy.worker];
         cells.accepted.add(1);
-        match self.crowd.admit() {
+        match self.crowd.admit(peer.ip()) {
             Some(seat) => {
                 let (proxy, warm) = (self.proxy.clone(), self.warm.clone());
                 tokio::task::spawn_local(serve(proxy, warm, seat, stream, peer));
@@ -150,7 +151,7 @@ impl Listener {
         }
         cells.accept_errors.add(1);
         // Descriptors or memory are short: what nobody uses makes room for the next try.
-        self.crowd.evict();
+        self.crowd.evict(Class::Proven);
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! Only this module touches a client's socket. What a request means is the proxy's business.
 
+mod admission;
 mod connection;
 mod crowd;
 mod framing;
 mod io;
 pub mod listener;
 mod proxy_protocol;
+mod ranks;
 mod warm;
 
 pub use connection::{DRAIN_GRACE, serve};

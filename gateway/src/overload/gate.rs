@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use gateway_common::standing::Class;
+
 use super::limit::{LEAST_ABANDONED, LEAST_SAMPLES, LONG_POLL, LONGEST_WINDOW, Limit, UNLIMITED, Window};
+use super::pressure::favoured;
 use crate::config::Priority;
 use crate::metrics::Cell;
 
@@ -24,6 +27,8 @@ pub struct Gate {
     most_waiting: AtomicU32,
     /// Requests that may be under way, to the last byte of their answers: what pressure on the gateway leaves.
     active: Bound,
+    /// The same with those who are favoured.
+    most_active: AtomicU32,
     /// The number of the window under way, and when it may close, in microseconds since `epoch`.
     window: AtomicU32,
     due_us: AtomicU64,
@@ -50,6 +55,8 @@ struct Control {
 struct Cells {
     waiting: Cell,
     active: Cell,
+    /// Of these, who was let in beyond the bound.
+    favoured: Cell,
     queued: Cell,
     /// Turned away by the limit, or made to queue.
     refused: Cell,
@@ -86,6 +93,7 @@ impl Gate {
             waiting: Bound::unlimited(),
             most_waiting: AtomicU32::new(UNLIMITED),
             active: Bound::unlimited(),
+            most_active: AtomicU32::new(UNLIMITED),
             window: AtomicU32::new(1),
             due_us: AtomicU64::new(0),
             cells: (0..workers).map(|_| Cells::default()).collect(),
@@ -104,10 +112,11 @@ impl Gate {
         self.waiting.set(limit.min(self.most_waiting.load(Relaxed)), self.cells.len());
     }
 
-    /// Lets no more than `active` requests be under way, and no more than `waiting` of them wait for the upstream,
-    /// whatever the limit is; [`UNLIMITED`] ends that.
-    pub fn bound(&self, active: u32, waiting: u32) {
-        self.active.set(active, self.cells.len());
+    /// Lets no more than `active` requests be under way, `most` with those who are favoured, and no more than `waiting`
+    /// of them wait for the upstream, whatever the limit is; [`UNLIMITED`] ends that.
+    pub fn bound(&self, active: u32, most: u32, waiting: u32) {
+        self.active.set(active.min(most), self.cells.len());
+        self.most_active.store(most, Relaxed);
         if self.most_waiting.swap(waiting, Relaxed) != waiting {
             let limit = self.control(|control| control.limit.current());
             self.waiting.set(limit.min(waiting), self.cells.len());
@@ -121,8 +130,26 @@ impl Gate {
         self.active.admits(own.get(), || self.sum(|cells| &cells.active))
     }
 
-    pub fn end(&self, worker: usize) {
+    /// Whether a request that began beyond the bound may stay because of who sends it.
+    #[cold]
+    pub fn favour(&self, worker: usize, class: Class) -> bool {
+        let own = &self.cells[worker].favoured;
+        own.add(1);
+        let of_class = favoured(self.active.total.load(Relaxed), class);
+        let stays = self.sum(|cells| &cells.favoured) <= u64::from(of_class)
+            && self.active() <= u64::from(self.most_active.load(Relaxed));
+        if !stays {
+            own.sub(1);
+        }
+        stays
+    }
+
+    /// `favoured`: it was let in beyond the bound.
+    pub fn end(&self, worker: usize, favoured: bool) {
         self.cells[worker].active.sub(1);
+        if favoured {
+            self.cells[worker].favoured.sub(1);
+        }
     }
 
     /// Takes a place, if there is one.

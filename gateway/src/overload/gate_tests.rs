@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
+use gateway_common::standing::Class;
+
 use super::gate::{Gate, Standing};
-use super::limit::LEAST_SAMPLES;
+use super::limit::{LEAST_SAMPLES, UNLIMITED};
 use super::line::{Line, Place};
 use crate::config::Priority;
 
@@ -107,26 +109,67 @@ fn a_queue_is_served_in_its_order_and_has_an_end() {
 fn pressure_bounds_what_is_under_way() {
     let gate = gate(2);
     assert!((0..100).all(|n| gate.begin(n % 2)));
-    gate.bound(100, super::limit::UNLIMITED);
+    gate.bound(100, UNLIMITED, UNLIMITED);
     assert!(!gate.begin(0) && !gate.begin(1));
-    (0..3).for_each(|_| gate.end(0));
+    (0..3).for_each(|_| gate.end(0, false));
     assert!(gate.begin(0));
-    gate.bound(super::limit::UNLIMITED, super::limit::UNLIMITED);
+    gate.bound(UNLIMITED, UNLIMITED, UNLIMITED);
     assert!(gate.begin(0) && gate.begin(1));
+}
+
+/// Strangers' requests that go on are no reason to refuse the proven, and these are bounded by themselves.
+#[test]
+fn the_proven_are_let_in_beyond_the_bound() {
+    use Class::{Known, Proven, Unknown};
+    let gate = gate(2);
+    let begin = |class| gate.begin(1) || gate.favour(1, class);
+    assert!((0..100).all(|n| gate.begin(n % 2)));
+    gate.bound(8, 120, UNLIMITED);
+    // What was refused ends at once.
+    let asks = |class| {
+        let let_in = begin(class);
+        if !let_in {
+            gate.end(1, false);
+        }
+        let_in
+    };
+    for (class, want) in [
+        (Unknown, false),
+        (Known, true),
+        (Known, true),
+        (Known, false),
+        (Proven, true),
+        (Known, false),
+        (Unknown, false),
+    ] {
+        assert_eq!(asks(class), want, "{class:?}");
+    }
+    assert_eq!((0..10).filter(|_| asks(Proven)).count(), 5, "as many as the bound in all");
+    gate.end(1, true);
+    assert!(asks(Proven) && !asks(Proven));
+    // Not beyond what one route may have, whoever asks.
+    gate.bound(8, 100, UNLIMITED);
+    (0..3).for_each(|_| gate.end(1, true));
+    assert!(!asks(Proven));
+    gate.bound(UNLIMITED, 100, UNLIMITED);
+    assert!(!asks(Proven), "at ease neither");
+    (0..5).for_each(|_| gate.end(1, true));
+    (0..100).for_each(|n| gate.end(n % 2, false));
+    assert_eq!(gate.active(), 0);
 }
 
 #[test]
 fn the_upstream_has_a_bound_whatever_the_limit() {
     let line = Line::new(gate(1), 0);
-    line.gate.bound(super::limit::UNLIMITED, 10);
+    line.gate.bound(UNLIMITED, UNLIMITED, 10);
     let held: Vec<_> = std::iter::from_fn(|| line.enter(Instant::now())).collect();
     assert_eq!(held.len(), 10);
     drop(held);
     overload(&line);
     assert_eq!(std::iter::from_fn(|| line.enter(Instant::now())).collect::<Vec<_>>().len(), FLOOR as usize);
-    line.gate.bound(super::limit::UNLIMITED, 2);
+    line.gate.bound(UNLIMITED, UNLIMITED, 2);
     assert_eq!(std::iter::from_fn(|| line.enter(Instant::now())).collect::<Vec<_>>().len(), 2);
-    line.gate.bound(super::limit::UNLIMITED, super::limit::UNLIMITED);
+    line.gate.bound(UNLIMITED, UNLIMITED, UNLIMITED);
     assert_eq!(std::iter::from_fn(|| line.enter(Instant::now())).collect::<Vec<_>>().len(), FLOOR as usize);
 }
 

@@ -4,8 +4,11 @@
 //! time, from what is under way; between the bound and a lower one it stays; below that it rises again until it binds
 //! nobody. The total is given to routes of high priority first, and within a priority in equal parts: a route that
 //! holds less than its part loses nothing, so whoever holds most, such as one with a slow upstream, gives way alone.
+//! On a route, strangers are refused before sources that are known, and the proven last.
 
 use std::time::{Duration, Instant};
+
+use gateway_common::standing::Class;
 
 use super::Cause;
 use super::distress::{Readings, State};
@@ -111,6 +114,17 @@ pub fn ceilings(total: u32, routes: &[(Priority, u32)]) -> Vec<u32> {
         left = left.saturating_sub(wanted);
     }
     ceilings
+}
+
+/// Of requests beyond a ceiling, how many may be under way while one of this class is among them. They are counted by
+/// themselves, so that strangers' requests, which came before and go on, leave the proven what they need: as much
+/// again. To be known takes one request, so it helps a little.
+pub fn favoured(ceiling: u32, class: Class) -> u32 {
+    match class {
+        Class::Unknown => 0,
+        Class::Known => ceiling / 4,
+        Class::Proven => ceiling,
+    }
 }
 
 /// The water level at which `total` is shared out: nobody has more, and who has less keeps it.

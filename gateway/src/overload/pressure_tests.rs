@@ -130,3 +130,12 @@ fn shares_fit_and_are_fair() {
         }
     }
 }
+
+#[test]
+fn whoever_is_known_better_is_refused_later() {
+    for (ceiling, want) in
+        [(0, [0, 0, 0]), (2, [0, 0, 2]), (64, [0, 16, 64]), (UNLIMITED, [0, UNLIMITED / 4, UNLIMITED])]
+    {
+        assert_eq!(Class::ALL.map(|class| favoured(ceiling, class)), want);
+    }
+}

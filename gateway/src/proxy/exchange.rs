@@ -3,12 +3,14 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use gateway_common::standing::Class;
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
 
 use super::Local;
 use super::client::{Client, Phase};
 use super::headers::Seen;
 use super::identity::Identity;
+use super::rank::class_of;
 use super::trace::Trace;
 use crate::access::{Asked, Desk, Head, Line};
 use crate::limit::concurrency::Permit;
@@ -23,6 +25,8 @@ pub struct Exchange {
     pub identity: Identity,
     /// `None`: the request belongs to no route.
     route: Option<usize>,
+    /// It was let in because of who sends it.
+    favoured: bool,
     started: Instant,
     /// Its places under limits of concurrency.
     permits: Vec<Permit>,
@@ -53,6 +57,7 @@ impl Exchange {
             local: local.clone(),
             identity: client.standing(&local.snapshot).identity,
             route: None,
+            favoured: false,
             started: Instant::now(),
             permits: Vec::new(),
             status: StatusCode::from_u16(CLIENT_CLOSED_REQUEST).expect("three digits"),
@@ -145,6 +150,18 @@ impl Exchange {
         self.local.snapshot.routes[route].gate.begin(self.local.worker)
     }
 
+    /// Whether it stays all the same, because its peer is known.
+    #[cold]
+    pub fn is_favoured(&mut self, route: usize) -> bool {
+        let (client, snapshot) = (&self.client, &self.local.snapshot);
+        let class = match self.identity.is_peer {
+            true => class_of(snapshot, client.peer.ip(), client.relayed.get()),
+            false => Class::Unknown,
+        };
+        self.favoured = snapshot.routes[route].gate.favour(self.local.worker, class);
+        self.favoured
+    }
+
     /// The head that goes downstream; the outcome holds unless the body fails.
     pub fn answer(&mut self, status: StatusCode) {
         self.status = status;
@@ -167,7 +184,7 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         let took = self.started.elapsed();
         if let Some(route) = self.route {
-            self.local.snapshot.routes[route].gate.end(self.local.worker);
+            self.local.snapshot.routes[route].gate.end(self.local.worker, self.favoured);
         }
         self.client.answering.set(false);
         if self.outcome == Outcome::ClientAbort && self.client.let_down.get() {

@@ -20,9 +20,10 @@ use crate::overload::Cause;
 use crate::overload::line::{Line, Place};
 use crate::snapshot::Snapshot;
 
-/// Opens the request's account with its route, unless pressure on the gateway leaves no room for it.
+/// Opens the request's account with its route, unless pressure on the gateway leaves no room for it. Who asks matters
+/// only then.
 pub fn begin(exchange: &mut Exchange, snapshot: &Snapshot, route: usize, path: &str) -> Result<(), Failure> {
-    if exchange.routed(route) || is_exempt(snapshot, path) {
+    if exchange.routed(route) || is_exempt(snapshot, path) || exchange.is_favoured(route) {
         return Ok(());
     }
     // At ease, the route has met the share of connections that one may have.
