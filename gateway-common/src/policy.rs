@@ -153,6 +153,8 @@ impl Policy {
 impl Port {
     /// Ports of one slot.
     pub const COUNT: usize = 1 << 16;
+    /// What a packet that shows no port may be for: only the map of listeners knows.
+    pub const ANY: Self = Self::new(0, false);
     /// The policy's `ipv4_hosts` are all that listen at it with IPv4.
     const AT_THE_HOSTS: u32 = 1 << 31;
 

@@ -1,35 +1,60 @@
 //! The judgement of a TCP segment, in its order: not ours → allow → deny → penalty → budget or cookie → shed →
 //! pass.
 //!
-//! Called once per segment by `judge`. It knows neither headers nor hooks. Only connection requests are
+//! `packet` asks it about each segment. It knows neither headers nor hooks. Only connection requests are
 //! limited; segments of connections are looked at while somebody is blocked, cookies are out, or a ceiling
 //! is set.
 
 use gateway_common::policy::{
-    Charged, HAS_ALLOW, HAS_CEILING, HAS_DENY, Holder, MAY_SEND_COOKIES, Policy, STRICT_FRAGMENTS, Source,
+    Charged, HAS_ALLOW, HAS_CEILING, HAS_DENY, Holder, MAY_SEND_COOKIES, Policy, Port, STRICT_FRAGMENTS,
+    Source,
 };
 use gateway_common::pressure::{BLOCKING, COOKIES, PENALTIES, SHEDDING};
 use gateway_common::standing::{BLOCKED, Class, SLOWED_BY};
 use gateway_common::{Address, Family, Verdict};
 
 use crate::maps::{self, Charge, Exempt};
-use crate::packet::{Frame, Kind, Segment};
+use crate::packet::{Frame, Judge, Kind, Segment};
 
-/// Whether segments of connections are judged.
+/// What one frame is judged by.
+pub struct Court<'a, F> {
+    pub frame: &'a F,
+    pub slot: u32,
+    pub policy: &'a Policy,
+}
+
+impl<F: Frame> Judge for Court<'_, F> {
+    #[inline(always)]
+    fn looks_closer(&self) -> bool {
+        maps::attention() & (BLOCKING | COOKIES) != 0 || F::ANSWERS && self.policy.has(HAS_CEILING)
+    }
+
+    #[inline(always)]
+    fn listens(&self, port: u16) -> Option<Port> {
+        maps::port(self.slot, port)
+    }
+
+    #[inline(always)]
+    fn judge(&self, segment: &Segment) -> Verdict {
+        let Self { frame, slot, policy } = *self;
+        let verdict = admit(frame, slot, policy, segment);
+        let answers = F::ANSWERS && verdict == Verdict::CookieSent && !policy.monitors(verdict);
+        if answers { answer(frame, policy, segment) } else { verdict }
+    }
+}
+
+/// Turns a request into its answer; one that cannot be answered is beyond its budget.
 #[inline(always)]
-pub fn looks_closer<F: Frame>(policy: &Policy, attention: u64) -> bool {
-    attention & (BLOCKING | COOKIES) != 0 || F::ANSWERS && policy.has(HAS_CEILING)
+fn answer(frame: &impl Frame, policy: &Policy, request: &Segment) -> Verdict {
+    let [ipv4, ipv6] = policy.segment_bytes;
+    let segment_bytes = if request.family == Family::Ipv6 { ipv6 } else { ipv4 };
+    if frame.answer(request, segment_bytes) { Verdict::CookieSent } else { Verdict::OverBudget }
 }
 
 /// Says what becomes of `segment` under the policy of `slot`.
 #[inline(always)]
-pub fn admit<F: Frame>(frame: &F, slot: u32, policy: &Policy, attention: u64, segment: &Segment) -> Verdict {
-    let has_ceiling = F::ANSWERS && policy.has(HAS_CEILING);
-    let Some(listener) =
-        maps::listener(slot, policy, segment.family, segment.destination, segment.destination_port)
-    else {
-        return Verdict::NotOurs;
-    };
+fn admit<F: Frame>(frame: &F, slot: u32, policy: &Policy, segment: &Segment) -> Verdict {
+    let Some(listener) = maps::listener(slot, policy, segment) else { return Verdict::NotOurs };
     let source = Source::new(slot, segment.family, segment.source);
     let exempt = if policy.has(HAS_ALLOW) { maps::exempts(source) } else { Exempt::Not };
     if exempt == Exempt::Allowed {
@@ -50,7 +75,7 @@ pub fn admit<F: Frame>(frame: &F, slot: u32, policy: &Policy, attention: u64, se
         Family::Ipv6 => segment.source.masked(mask),
         Family::Ipv4 | Family::Other => segment.source,
     };
-    let now = maps::now();
+    let (now, attention) = (maps::now(), maps::attention());
     let mut slowed = None;
     if attention & PENALTIES != 0
         && let Some(penalty) = maps::penalty(cut(&policy.client_mask), now)
@@ -62,7 +87,7 @@ pub fn admit<F: Frame>(frame: &F, slot: u32, policy: &Policy, attention: u64, se
         slowed = Some(penalty);
     }
     let address = cut(&policy.source_mask);
-    if has_ceiling {
+    if F::ANSWERS && policy.has(HAS_CEILING) {
         let holder = Holder::new(address, policy.epoch, Charged::Packets);
         match maps::charge(&policy.ceiling, Some(&policy.new_sources), &holder, now) {
             Charge::Granted | Charge::New => {}

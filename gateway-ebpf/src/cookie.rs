@@ -48,17 +48,17 @@ pub fn answer(context: &XdpContext, request: &Segment, segment_bytes: u16) -> bo
         return false;
     }
     match request.family {
-        Family::Ipv4 => answer_ipv4(context, request, segment_bytes),
-        Family::Ipv6 => answer_ipv6(context, request, segment_bytes),
+        Family::Ipv4 => answer_ipv4(context, request.ip, request.tcp_words, segment_bytes),
+        Family::Ipv6 => answer_ipv6(context, request.ip, request.tcp_words, segment_bytes),
         Family::Other => false,
     }
 }
 
 #[inline(never)]
-fn answer_ipv4(context: &XdpContext, request: &Segment, segment_bytes: u16) -> bool {
+fn answer_ipv4(context: &XdpContext, ip_place: usize, tcp_words: u8, segment_bytes: u16) -> bool {
     let (mut ip, mut tcp) = ([0; IPV4_WORDS], room());
-    let length = header(context, request, request.ip + IPV4_WORDS * 4, &mut tcp);
-    if length == 0 || !load(context, request.ip, &mut ip) {
+    let length = header(context, ip_place + IPV4_WORDS * 4, tcp_words, &mut tcp);
+    if length == 0 || !load(context, ip_place, &mut ip) {
         return false;
     }
     // SAFETY: an IPv4 header, and `length` bytes of a TCP header's room, both on the stack.
@@ -82,14 +82,14 @@ fn answer_ipv4(context: &XdpContext, request: &Segment, segment_bytes: u16) -> b
     let tcp = reply_header(&tcp, cookie as u32, segment_bytes, pseudo);
     let [low, high] = fold(sum(&ip)).to_ne_bytes();
     ip[2] = u32::from_ne_bytes([HOPS, TCP, low, high]);
-    send(context, request, &ip, &tcp)
+    send(context, ip_place, &ip, &tcp)
 }
 
 #[inline(never)]
-fn answer_ipv6(context: &XdpContext, request: &Segment, segment_bytes: u16) -> bool {
+fn answer_ipv6(context: &XdpContext, ip_place: usize, tcp_words: u8, segment_bytes: u16) -> bool {
     let (mut ip, mut tcp) = ([0; IPV6_WORDS], room());
-    let length = header(context, request, request.ip + IPV6_WORDS * 4, &mut tcp);
-    if length == 0 || !load(context, request.ip, &mut ip) {
+    let length = header(context, ip_place + IPV6_WORDS * 4, tcp_words, &mut tcp);
+    if length == 0 || !load(context, ip_place, &mut ip) {
         return false;
     }
     // SAFETY: an IPv6 header, and `length` bytes of a TCP header's room, both on the stack.
@@ -108,7 +108,7 @@ fn answer_ipv6(context: &XdpContext, request: &Segment, segment_bytes: u16) -> b
         (ip[word], ip[word + 4]) = (destination, source);
     }
     let tcp = reply_header(&tcp, cookie as u32, segment_bytes, pseudo);
-    send(context, request, &ip, &tcp)
+    send(context, ip_place, &ip, &tcp)
 }
 
 /// Room for a TCP header. The compiler would make a call of zeros that it knows.
@@ -122,8 +122,8 @@ fn room() -> [u64; LONGEST] {
 
 /// Reads the request's TCP header with its options; its length in bytes, or 0.
 #[inline(always)]
-fn header(context: &XdpContext, request: &Segment, tcp: usize, room: &mut [u64; LONGEST]) -> u32 {
-    let mut length = u64::from(request.tcp_words) * 4;
+fn header(context: &XdpContext, tcp: usize, tcp_words: u8, room: &mut [u64; LONGEST]) -> u32 {
+    let mut length = u64::from(tcp_words) * 4;
     // SAFETY: moves a register onto itself. The compiler must not fold the check below onto the byte that the
     // length came from, for the verifier knows bounds of the length only.
     unsafe { asm!("{0} = {0}", inout(reg) length) };
@@ -203,12 +203,12 @@ fn load<const N: usize>(context: &XdpContext, offset: usize, words: &mut [u32; N
 #[inline(always)]
 fn send<const N: usize>(
     context: &XdpContext,
-    request: &Segment,
+    ip_place: usize,
     ip: &[u32; N],
     tcp: &[u32; TCP_WORDS],
 ) -> bool {
     let pointer = context.as_ptr();
-    let behind_ip = request.ip + size_of_val(ip);
+    let behind_ip = ip_place + size_of_val(ip);
     let bytes = (behind_ip + size_of_val(tcp)) as i32;
     let mut ends = [0; 3];
     if !load(context, 0, &mut ends) {
@@ -221,7 +221,7 @@ fn send<const N: usize>(
         let length = bpf_xdp_get_buff_len(pointer.cast()) as i32;
         bpf_xdp_adjust_tail(pointer.cast(), bytes - length) == 0
     };
-    fits && store(context, 0, &ends) && store(context, request.ip, ip) && store(context, behind_ip, tcp)
+    fits && store(context, 0, &ends) && store(context, ip_place, ip) && store(context, behind_ip, tcp)
 }
 
 #[inline(always)]
@@ -238,7 +238,7 @@ fn store<const N: usize>(context: &XdpContext, offset: usize, words: &[u32; N]) 
 }
 
 /// Whether the stack has a connection, or half of one, that the segment is part of.
-#[inline(never)]
+#[inline(always)]
 pub fn is_of_connection(context: &XdpContext, segment: &Segment) -> bool {
     let ports = {
         let ([a, b], [c, d]) = (segment.source_port.to_ne_bytes(), segment.destination_port.to_be_bytes());
@@ -252,7 +252,7 @@ pub fn is_of_connection(context: &XdpContext, segment: &Segment) -> bool {
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 fn look_up<const N: usize>(context: &XdpContext, tuple: &[u32; N]) -> bool {
     // SAFETY: a tuple of the length that is said; the socket is released before the program ends.
     unsafe {

@@ -1,6 +1,6 @@
 //! The hooks: one entry point each, and how a frame's bytes are read there.
 //!
-//! All pointer code of the kernel half is here and in `maps`. `judge` does the rest. The names have a
+//! All pointer code of the kernel half is here and in `maps`. `judge_frame` does the rest. The names have a
 //! prefix because `xdp` alone is a section's name already, and because `bpftool prog` shows them.
 
 #![allow(unsafe_code)]
@@ -11,7 +11,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use gateway_common::Action;
 
 use crate::packet::{Frame, Segment};
-use crate::{cookie, judge};
+use crate::{cookie, judge_frame};
 
 /// TC's "I have no opinion": programs after this one still run.
 const TC_NEXT: i32 = -1;
@@ -32,7 +32,7 @@ fn gw_xdp_frags(context: XdpContext) -> u32 {
 /// TC ingress, where somebody else holds the XDP hook.
 #[classifier]
 fn gw_tc(context: TcContext) -> i32 {
-    match judge(&context) {
+    match judge_frame(&context) {
         // This hook answers nothing.
         Action::Pass | Action::Answer => TC_NEXT,
         Action::Drop => TC_DROP,
@@ -41,7 +41,7 @@ fn gw_tc(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn xdp_action(context: &XdpContext) -> u32 {
-    match judge(context) {
+    match judge_frame(context) {
         Action::Pass => XDP_PASS,
         Action::Drop => XDP_DROP,
         Action::Answer => XDP_TX,
@@ -67,17 +67,6 @@ impl Frame for XdpContext {
     }
 
     #[inline(always)]
-    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let start = self.data() + offset;
-        if start + N > self.data_end() {
-            return None;
-        }
-        // SAFETY: the N bytes at `start` lie before `data_end`, which is where the verifier, too, ends
-        // what may be read; an array of bytes needs no alignment.
-        Some(unsafe { *(start as *const [u8; N]) })
-    }
-
-    #[inline(always)]
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
         let start = self.data() + offset;
         if start + N * 4 > self.data_end() {
@@ -85,7 +74,8 @@ impl Frame for XdpContext {
         }
         // By halves: a frame begins at an even address, and its IP header 14 bytes behind that.
         let half = |place: usize| {
-            // SAFETY: as in `read`; even, since the start of the frame and `offset` are.
+            // SAFETY: it lies before `data_end`, which is where the verifier, too, ends what may be read; even, since the
+            // start of the frame and `offset` are.
             u32::from(unsafe { *((start + place * 2) as *const u16) })
         };
         let mut words = [0; N];
@@ -127,13 +117,8 @@ impl Frame for TcContext {
     }
 
     #[inline(always)]
-    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        // By helper and not by pointer: a merged or fragmented skb keeps its bytes in several places.
-        self.load::<[u8; N]>(offset).ok()
-    }
-
-    #[inline(always)]
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        // By helper and not by pointer: a merged or fragmented skb keeps its bytes in several places.
         self.load::<[u32; N]>(offset).ok()
     }
 

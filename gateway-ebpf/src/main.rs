@@ -16,37 +16,21 @@ mod entry;
 mod maps;
 mod packet;
 
-use gateway_common::policy::Policy;
-use gateway_common::{Action, Family, Verdict};
+use gateway_common::Action;
 
-use crate::packet::{Frame, Segment};
+use crate::admit::Court;
+use crate::packet::Frame;
 
 /// Judges one frame and counts the verdict.
 #[inline(always)]
-fn judge<F: Frame>(frame: &F) -> Action {
+fn judge_frame<F: Frame>(frame: &F) -> Action {
     // No policy can only mean a program attached before userspace wrote one.
     let Some((slot, policy)) = maps::policy() else { return Action::Pass };
+    // Before the frame is changed into an answer.
     let bytes = frame.length();
-    let attention = maps::attention();
-    let (verdict, family) = match packet::parse(frame, admit::looks_closer::<F>(policy, attention)) {
-        Ok(segment) => {
-            let verdict = admit::admit(frame, slot, policy, attention, &segment);
-            let answers = F::ANSWERS && verdict == Verdict::CookieSent && !policy.monitors(verdict);
-            let done = if answers { answer(frame, policy, &segment) } else { verdict };
-            (done, segment.family)
-        }
-        Err(unjudged) => (unjudged.verdict, unjudged.family),
-    };
+    let (verdict, family) = packet::judge(frame, &Court { frame, slot, policy });
     maps::count(verdict, family, bytes);
     #[cfg(feature = "log")]
     frame.log(verdict);
     verdict.action(policy.monitored)
-}
-
-/// Turns a request into its answer; one that cannot be answered is beyond its budget.
-#[inline(always)]
-fn answer(frame: &impl Frame, policy: &Policy, request: &Segment) -> Verdict {
-    let [ipv4, ipv6] = policy.segment_bytes;
-    let segment_bytes = if request.family == Family::Ipv6 { ipv6 } else { ipv4 };
-    if frame.answer(request, segment_bytes) { Verdict::CookieSent } else { Verdict::OverBudget }
 }

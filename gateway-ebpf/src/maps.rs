@@ -22,6 +22,8 @@ use gateway_common::pressure::{self, Word};
 use gateway_common::standing::{Class, Known, Penalty};
 use gateway_common::{Address, Count, Family, Verdict, counters};
 
+use crate::packet::Segment;
+
 /// 0 → the slot in force. Userspace flips it once a reload.
 #[btf_map(name = "gw_selector")]
 static SELECTOR: Array<u32, 1> = Array::new();
@@ -188,18 +190,23 @@ fn state(place: u32) -> u64 {
     }
 }
 
-/// The place of the listener at an address and port; port 0 stands for any of its own.
+/// What listens at a port of the slot; port 0 stands for any.
 #[inline(always)]
-pub fn listener(slot: u32, policy: &Policy, family: Family, address: Address, port: u16) -> Option<u32> {
-    if port != 0 {
-        let found = *PORTS.get(Port::place(slot, port))?;
-        if found.is_closed() {
-            return None;
-        }
-        if family == Family::Ipv4 && found.is_at_the_hosts() {
-            let [_, _, _, host] = address.words();
-            return policy.ipv4_hosts.iter().any(|own| *own == host).then_some(found.listener());
-        }
+pub fn port(slot: u32, port: u16) -> Option<Port> {
+    if port == 0 {
+        return Some(Port::ANY);
+    }
+    let found = *PORTS.get(Port::place(slot, port))?;
+    (!found.is_closed()).then_some(found)
+}
+
+/// The place of the listener that a segment is for.
+#[inline(always)]
+pub fn listener(slot: u32, policy: &Policy, segment: &Segment) -> Option<u32> {
+    let Segment { family, destination: address, destination_port: port, port: found, .. } = *segment;
+    if family == Family::Ipv4 && found.is_at_the_hosts() {
+        let [_, _, _, host] = address.words();
+        return policy.ipv4_hosts.iter().any(|own| *own == host).then_some(found.listener());
     }
     let place = LISTENERS.get_ptr(Listener { slot, address, port, protocol: TCP })?;
     // SAFETY: a look-up just returned the pointer; this slot has no writer while it is in force.

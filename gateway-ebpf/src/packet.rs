@@ -1,9 +1,11 @@
-//! A packet: read once, header by header, into the little that a judgement needs.
+//! A packet: read once, header by header, into the little that a judgement needs, and let go as soon as it is
+//! clear that it needs none.
 //!
-//! Called by `judge`. It follows Ethernet, up to two VLAN tags, IPv4 with options, IPv6 with extension
+//! Called by `judge_frame`. It follows Ethernet, up to two VLAN tags, IPv4 with options, IPv6 with extension
 //! headers, and TCP up to its flags. It checks only what it must to find those; lengths and checksums
 //! are the stack's to check, after us.
 
+use gateway_common::policy::Port;
 use gateway_common::{Address, Family, Verdict};
 
 /// The bytes of a packet, wherever the hook keeps them, and what the hook can do with it.
@@ -11,9 +13,8 @@ pub trait Frame {
     /// Whether this hook sees each packet as it was sent and can send it back: ceilings and cookies need that.
     const ANSWERS: bool;
 
-    /// Copies `N` bytes from `offset` on; `None` when the frame ends before.
-    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
-    /// The same for whole words, as they lie in memory. `offset` is even, as every header's is.
+    /// Copies `N` words from `offset` on, as they lie in memory; `None` when the frame ends before. `offset` is even, as
+    /// every header's is.
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
     /// Bytes of the frame.
     fn length(&self) -> u64;
@@ -28,7 +29,16 @@ pub trait Frame {
     fn log(&self, verdict: Verdict);
 }
 
-/// A TCP segment, or the fragment of one that should show its flags and does not.
+/// Who judges segments, and is asked about each while it is read: most are let go before all of it is.
+pub trait Judge {
+    /// Whether segments of connections are judged at all.
+    fn looks_closer(&self) -> bool;
+    /// What listens at a port, whatever the address.
+    fn listens(&self, port: u16) -> Option<Port>;
+    fn judge(&self, segment: &Segment) -> Verdict;
+}
+
+/// A TCP segment to a port that is listened at, or the fragment of one that should show its flags and does not.
 pub struct Segment {
     pub family: Family,
     pub source: Address,
@@ -37,6 +47,8 @@ pub struct Segment {
     pub source_port: u16,
     /// Host order; 0 where a fragment shows none.
     pub destination_port: u16,
+    /// What listens at that port.
+    pub port: Port,
     pub kind: Kind,
     /// Where the IP header begins.
     pub ip: usize,
@@ -56,12 +68,6 @@ pub enum Kind {
     Other,
     /// A first fragment without TCP flags, or one that would overwrite them.
     Fragment,
-}
-
-/// A packet that is no TCP segment.
-pub struct Unjudged {
-    pub family: Family,
-    pub verdict: Verdict,
 }
 
 /// Tags on a frame; 802.1ad allows two.
@@ -98,75 +104,73 @@ struct Fragment {
     more: bool,
 }
 
-/// Reads a frame down to its TCP flags. `looks_closer`: whether segments of connections are judged at all; most
-/// of the time they are not, and are let go here.
+/// Reads a frame down to its TCP flags and has the segment judged. A family's packets are judged in code of its own:
+/// what is known of an IPv4 address then, three words of four, is neither kept nor copied.
 #[inline(always)]
-pub fn parse(frame: &impl Frame, looks_closer: bool) -> Result<Segment, Unjudged> {
-    let unknown = Family::Other.not_ours();
-    let Some([high, low]) = frame.read::<2>(ETHERNET_BYTES - 2) else { return Err(unknown) };
-    let mut ethertype = u16::from_be_bytes([high, low]);
+pub fn judge(frame: &impl Frame, judge: &impl Judge) -> (Verdict, Family) {
+    let Some([word]) = frame.words(ETHERNET_BYTES - 4) else { return (Verdict::NotOurs, Family::Other) };
+    let mut ethertype = second_half(word);
     let mut offset = ETHERNET_BYTES;
     for _ in 0..MAX_VLAN_TAGS {
         if ethertype == ETHER_VLAN || ethertype == ETHER_QINQ {
-            let Some([_, _, high, low]) = frame.read::<4>(offset) else {
-                return Err(Family::Other.malformed());
-            };
-            ethertype = u16::from_be_bytes([high, low]);
+            let Some([tag]) = frame.words(offset) else { return (Verdict::Malformed, Family::Other) };
+            ethertype = second_half(tag);
             offset += 4;
         }
     }
     match ethertype {
-        ETHER_IPV4 => ipv4(frame, offset, looks_closer),
-        ETHER_IPV6 => ipv6(frame, offset, looks_closer),
-        _ => Err(unknown),
+        ETHER_IPV4 => (ipv4(frame, offset, judge), Family::Ipv4),
+        ETHER_IPV6 => (ipv6(frame, offset, judge), Family::Ipv6),
+        _ => (Verdict::NotOurs, Family::Other),
     }
 }
 
 #[inline(always)]
-fn ipv4(frame: &impl Frame, ip: usize, looks_closer: bool) -> Result<Segment, Unjudged> {
-    let family = Family::Ipv4;
+fn ipv4(frame: &impl Frame, ip: usize, judge: &impl Judge) -> Verdict {
     let Some([start, middle, protocol, source, destination]) = frame.words(ip) else {
-        return Err(family.malformed());
+        return Verdict::Malformed;
     };
     let ([version_length, ..], [_, protocol, ..]) = (start.to_ne_bytes(), protocol.to_ne_bytes());
     let [_, _, flags_high, fragment_low] = middle.to_ne_bytes();
     let words = version_length & 0x0f;
     if version_length >> 4 != 4 || words < 5 {
-        return Err(family.malformed());
+        return Verdict::Malformed;
     }
     if protocol != PROTOCOL_TCP {
-        return Err(family.not_ours());
+        return Verdict::NotOurs;
     }
     let offset = u16::from_be_bytes([flags_high & 0x1f, fragment_low]);
     let fragment = Fragment { offset, more: flags_high & 0x20 != 0 };
+    let found = match tcp(frame, ip + words as usize * 4, fragment, judge) {
+        Ok(found) => found,
+        Err(verdict) => return verdict,
+    };
     let (source, destination) = (Address::from_ipv4(source), Address::from_ipv4(destination));
-    tcp(frame, ip, ip + words as usize * 4, fragment, family, source, destination, looks_closer)
+    judge.judge(&found.segment(Family::Ipv4, source, destination, ip, usize::from(words) * 4 == IPV4_BYTES))
 }
 
 #[inline(always)]
-fn ipv6(frame: &impl Frame, ip: usize, looks_closer: bool) -> Result<Segment, Unjudged> {
-    let family = Family::Ipv6;
+fn ipv6(frame: &impl Frame, ip: usize, judge: &impl Judge) -> Verdict {
     let Some([start, middle, s0, s1, s2, s3, d0, d1, d2, d3]) = frame.words(ip) else {
-        return Err(family.malformed());
+        return Verdict::Malformed;
     };
     let ([version, ..], [_, _, mut next, _]) = (start.to_ne_bytes(), middle.to_ne_bytes());
     let (source, destination) =
         (Address::from_words([s0, s1, s2, s3]), Address::from_words([d0, d1, d2, d3]));
     // A mapped address on the wire would pose as an IPv4 source; the stack drops it.
     if version >> 4 != 6 || source.is_mapped() || destination.is_mapped() {
-        return Err(family.malformed());
+        return Verdict::Malformed;
     }
     let mut offset = ip + IPV6_BYTES;
     let mut fragment = Fragment { offset: 0, more: false };
+    // Not told from `offset` in the end: the verifier would follow each that there can be.
+    let mut is_plain = true;
     for _ in 0..MAX_EXTENSIONS {
         let bytes = match next {
-            PROTOCOL_TCP => {
-                return tcp(frame, ip, offset, fragment, family, source, destination, looks_closer);
-            }
+            PROTOCOL_TCP => break,
             HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT | AUTHENTICATION => {
-                let Some([following, length, high, low]) = frame.read::<4>(offset) else {
-                    return Err(family.malformed());
-                };
+                let Some([word]) = frame.words(offset) else { return Verdict::Malformed };
+                let [following, length, high, low] = word.to_ne_bytes();
                 let bytes = match next {
                     FRAGMENT => {
                         let word = u16::from_be_bytes([high, low]);
@@ -179,62 +183,81 @@ fn ipv6(frame: &impl Frame, ip: usize, looks_closer: bool) -> Result<Segment, Un
                 next = following;
                 bytes
             }
-            _ => return Err(family.not_ours()),
+            _ => return Verdict::NotOurs,
         };
         if fragment.offset > 0 && next != PROTOCOL_TCP {
             // What follows the header of a later fragment is payload, whatever it looks like.
-            return Err(family.not_ours());
+            return Verdict::NotOurs;
         }
         offset += bytes;
+        is_plain = false;
     }
-    if next == PROTOCOL_TCP {
-        return tcp(frame, ip, offset, fragment, family, source, destination, looks_closer);
+    if next != PROTOCOL_TCP {
+        return Verdict::Malformed;
     }
-    Err(family.malformed())
+    let found = match tcp(frame, offset, fragment, judge) {
+        Ok(found) => found,
+        Err(verdict) => return verdict,
+    };
+    judge.judge(&found.segment(Family::Ipv6, source, destination, ip, is_plain))
+}
+
+/// What a TCP header says, and what listens there.
+struct Found {
+    source_port: u16,
+    destination_port: u16,
+    port: Port,
+    kind: Kind,
+    tcp_words: u8,
+}
+
+impl Found {
+    #[inline(always)]
+    fn segment(
+        self,
+        family: Family,
+        source: Address,
+        destination: Address,
+        ip: usize,
+        is_plain: bool,
+    ) -> Segment {
+        let Self { source_port, destination_port, port, kind, tcp_words } = self;
+        Segment {
+            family,
+            source,
+            destination,
+            source_port,
+            destination_port,
+            port,
+            kind,
+            ip,
+            is_plain,
+            tcp_words,
+        }
+    }
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn tcp(
-    frame: &impl Frame,
-    ip: usize,
-    tcp: usize,
-    fragment: Fragment,
-    family: Family,
-    source: Address,
-    destination: Address,
-    looks_closer: bool,
-) -> Result<Segment, Unjudged> {
-    let segment = |source_port, destination_port, kind, tcp_words| Segment {
-        family,
-        source,
-        destination,
-        source_port,
-        destination_port,
-        kind,
-        ip,
-        is_plain: tcp == ip + plain_bytes(family),
-        tcp_words,
+fn tcp(frame: &impl Frame, tcp: usize, fragment: Fragment, judge: &impl Judge) -> Result<Found, Verdict> {
+    let hidden = |destination_port| {
+        let port = judge.listens(destination_port).ok_or(Verdict::NotOurs)?;
+        Ok(Found { source_port: 0, destination_port, port, kind: Kind::Fragment, tcp_words: 0 })
     };
     match fragment.offset {
         0 => {}
         // Would overwrite the flags of the fragment before it (RFC 1858, 3).
-        1 => return Ok(segment(0, 0, Kind::Fragment, 0)),
-        _ => return Err(Unjudged { family, verdict: Verdict::LaterFragment }),
+        1 => return hidden(0),
+        _ => return Err(Verdict::LaterFragment),
     }
-    let Some(header) = frame.read::<{ TCP_BYTES as usize }>(tcp) else {
+    let Some([ports, _, _, flags, _]) = frame.words(tcp) else {
         if !fragment.more {
-            return Err(family.malformed());
+            return Err(Verdict::Malformed);
         }
-        let port = match frame.read::<4>(tcp) {
-            Some([_, _, high, low]) => u16::from_be_bytes([high, low]),
-            None => 0,
-        };
-        return Ok(segment(0, port, Kind::Fragment, 0));
+        return hidden(frame.words(tcp).map_or(0, |[ports]| second_half(ports)));
     };
-    let [source_high, source_low, high, low, _, _, _, _, _, _, _, _, length, flags, ..] = header;
+    let [length, flags, ..] = flags.to_ne_bytes();
     if (length >> 4) * 4 < TCP_BYTES {
-        return Err(family.malformed());
+        return Err(Verdict::Malformed);
     }
     let kind = match flags & (SYN | ACK | RST) {
         // A SYN with a reset is the stack's to understand; it is charged all the same.
@@ -242,36 +265,19 @@ fn tcp(
         ACK => Kind::Ack,
         _ => Kind::Other,
     };
-    if !looks_closer && kind != Kind::Request {
-        return Err(family.not_ours());
+    if kind != Kind::Request && !judge.looks_closer() {
+        return Err(Verdict::NotOurs);
     }
-    let port = u16::from_ne_bytes([source_high, source_low]);
-    Ok(segment(port, u16::from_be_bytes([high, low]), kind, length >> 4))
+    let [source_high, source_low, ..] = ports.to_ne_bytes();
+    let source_port = u16::from_ne_bytes([source_high, source_low]);
+    let destination_port = second_half(ports);
+    let port = judge.listens(destination_port).ok_or(Verdict::NotOurs)?;
+    Ok(Found { source_port, destination_port, port, kind, tcp_words: length >> 4 })
 }
 
-/// Bytes of an IP header without options or extensions.
+/// Of a word as it lies in memory, the last two bytes as a number.
 #[inline(always)]
-pub const fn plain_bytes(family: Family) -> usize {
-    match family {
-        Family::Ipv4 => IPV4_BYTES,
-        Family::Ipv6 => IPV6_BYTES,
-        Family::Other => 0,
-    }
-}
-
-trait Outcome: Sized {
-    fn not_ours(self) -> Unjudged;
-    fn malformed(self) -> Unjudged;
-}
-
-impl Outcome for Family {
-    #[inline(always)]
-    fn not_ours(self) -> Unjudged {
-        Unjudged { family: self, verdict: Verdict::NotOurs }
-    }
-
-    #[inline(always)]
-    fn malformed(self) -> Unjudged {
-        Unjudged { family: self, verdict: Verdict::Malformed }
-    }
+fn second_half(word: u32) -> u16 {
+    let [_, _, high, low] = word.to_ne_bytes();
+    u16::from_be_bytes([high, low])
 }
