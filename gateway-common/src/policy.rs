@@ -72,13 +72,19 @@ pub struct Listener {
 }
 
 /// What an allow or deny trie is searched by: slot and family, then the address.
+///
+/// A trie compares a key from its beginning in each node on its way, eight bytes in one step. So an IPv4 address is not
+/// mapped here: with its scope it is eight bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
-    pub slot: u32,
-    /// So that `::/0` does not take in the mapped IPv4 addresses.
-    pub family: u32,
-    pub address: Address,
+    pub slot: u16,
+    /// So that no network takes in addresses of the other family.
+    family: u16,
+    /// An IPv4 address in its first four octets.
+    address: Address,
+    /// The kernel puts the value behind the key, and wants it aligned.
+    unused: u32,
 }
 
 /// What a listed network says about itself.
@@ -186,21 +192,38 @@ impl Port {
 
 impl Source {
     /// Bits of a key before the address.
-    const SCOPE_BITS: u32 = 64;
-    /// Bits of a key that names one address and not a network.
-    pub const BITS: u32 = Self::SCOPE_BITS + 128;
+    const SCOPE_BITS: u32 = 32;
 
     #[inline(always)]
-    pub const fn new(slot: u32, family: Family, address: Address) -> Self {
-        Self { slot, family: family as u32, address }
+    pub fn new(slot: u32, family: Family, address: Address) -> Self {
+        let address = match (family, address.words()) {
+            (Family::Ipv4, [_, _, _, host]) => Address::from_words([host, 0, 0, 0]),
+            (Family::Ipv6 | Family::Other, _) => address,
+        };
+        Self { slot: slot as u16, family: family as u16, address, unused: 0 }
     }
 
     /// Bits of the key of a network with `length` bits in its own notation.
-    pub const fn prefix_bits(family: Family, length: u8) -> u32 {
-        match family {
-            Family::Ipv4 => Self::SCOPE_BITS + 96 + length as u32,
-            Family::Ipv6 | Family::Other => Self::SCOPE_BITS + length as u32,
-        }
+    #[inline(always)]
+    pub const fn bits(length: u32) -> u32 {
+        Self::SCOPE_BITS + length
+    }
+
+    /// Bits of a key that names one address and not a network.
+    #[inline(always)]
+    pub const fn host_bits(&self) -> u32 {
+        Self::bits(if self.is_ipv4() { 32 } else { 128 })
+    }
+
+    /// The address, IPv4 in its mapped form again.
+    pub fn address(&self) -> Address {
+        let [first, ..] = self.address.words();
+        if self.is_ipv4() { Address::from_ipv4(first) } else { self.address }
+    }
+
+    #[inline(always)]
+    const fn is_ipv4(&self) -> bool {
+        self.family == Family::Ipv4 as u16
     }
 }
 
@@ -221,4 +244,4 @@ const _: () = assert!(size_of::<Policy>() == 8 + 4 * 16 + 2 * 16 + 3 * 4 + IPV4_
 const _: () = assert!(size_of::<Listener>() == 4 + 16 + 2 + 2);
 const _: () = assert!(size_of::<Rule>() == 4 + 4 + 3 * 8);
 const _: () = assert!(size_of::<Holder>() == 16 + 4);
-const _: () = assert!(size_of::<Source>() * 8 == Source::BITS as usize);
+const _: () = assert!(size_of::<Source>() == 2 + 2 + 16 + 4);

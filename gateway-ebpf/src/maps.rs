@@ -215,7 +215,7 @@ pub fn listener(slot: u32, policy: &Policy, segment: &Segment) -> Option<u32> {
 
 #[inline(always)]
 pub fn exempts(source: Source) -> Exempt {
-    let Some(rule) = ALLOW.get(&Key::new(Source::BITS, source)) else { return Exempt::Not };
+    let Some(rule) = ALLOW.get(&Key::new(source.host_bits(), source)) else { return Exempt::Not };
     hit(rule);
     if is_to_come(rule.until_ns) {
         Exempt::Allowed
@@ -228,7 +228,7 @@ pub fn exempts(source: Source) -> Exempt {
 
 #[inline(always)]
 pub fn denies(source: Source) -> bool {
-    let Some(rule) = DENY.get(&Key::new(Source::BITS, source)) else { return false };
+    let Some(rule) = DENY.get(&Key::new(source.host_bits(), source)) else { return false };
     let denied = is_to_come(rule.until_ns);
     if denied || is_to_come(rule.watched_until_ns) {
         hit(rule);

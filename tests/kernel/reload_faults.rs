@@ -125,7 +125,7 @@ impl Rig {
 /// Somebody else's entry: no slot of the gateway's has this number.
 fn filler(n: usize) -> Key<Source> {
     let address = IpAddr::from((n as u32).to_be_bytes()).into();
-    Key::new(Source::prefix_bits(Family::Ipv4, 32), Source::new(7, Family::Ipv4, address))
+    Key::new(Source::bits(32), Source::new(7, Family::Ipv4, address))
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn around(always: &[IpNet], listed: &[Listed], source: IpAddr, now_ns: u64) -> O
 /// The rule of the longest network that holds the source.
 fn listed(bpf: &Ebpf, name: &'static str, source: Source) -> Result<Option<Rule>, Error> {
     let trie = LpmTrie::<_, Source, Rule>::try_from(map(bpf, name)?).map_err(Error::map(name))?;
-    found(trie.get(&Key::new(Source::BITS, source), 0)).map_err(Error::map(name))
+    found(trie.get(&Key::new(source.host_bits(), source), 0)).map_err(Error::map(name))
 }
 
 /// The packets that each network of a list has met, in the slot in force.
@@ -132,10 +132,9 @@ pub fn hits(bpf: &Ebpf, name: &'static str, slot: u32) -> Result<BTreeMap<IpNet,
     for entry in trie.iter() {
         let (key, rule) = entry.map_err(Error::map(name))?;
         let source = key.data();
-        if source.slot == slot {
-            let address = IpAddr::from(source.address).to_canonical();
-            let family = if address.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
-            let bits = key.prefix_len().saturating_sub(Source::prefix_bits(family, 0));
+        if u32::from(source.slot) == slot {
+            let address = IpAddr::from(source.address());
+            let bits = key.prefix_len().saturating_sub(Source::bits(0));
             let network = u8::try_from(bits).ok().and_then(|bits| IpNet::new(address, bits).ok());
             hits.extend(network.map(|network| (network, rule.hits)));
         }

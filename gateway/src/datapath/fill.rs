@@ -3,12 +3,12 @@
 use aya::maps::MapData;
 use aya::maps::lpm_trie::Key;
 use aya::{Ebpf, Pod};
-use gateway_common::Address;
 use gateway_common::maps::{
     ALLOW, BUCKET, DENY, KNOWN, MAX_KNOWN, MAX_NETWORKS, MAX_PENALTIES, MAX_SOURCES, PENALTY,
 };
 use gateway_common::policy::{Bucket, Charged, Holder, Rule, Source};
 use gateway_common::standing::{Known, Penalty};
+use gateway_common::{Address, Family};
 
 use super::error::Error;
 use super::standings::shared;
@@ -38,7 +38,7 @@ pub struct Loud {
 
 pub fn read(bpf: &Ebpf) -> Result<[Fill; 5], Error> {
     let rule = Rule { index: 0, flags: 0, until_ns: 0, watched_until_ns: 0, hits: 0 };
-    let network = Key::new(0, Source { slot: 0, family: 0, address: Address::from_words([0; 4]) });
+    let network = Key::new(0, Source::new(0, Family::Ipv4, nobody()));
     let fill = |map, entries, most: usize| Fill { map, entries, most: most as u64 };
     Ok([
         fill(ALLOW, count(bpf, ALLOW, network, rule)?, MAX_NETWORKS),
