@@ -13,6 +13,7 @@ pub const SELECTOR: &str = "gw_selector";
 pub const POLICY: &str = "gw_policy";
 pub const PORTS: &str = "gw_ports";
 pub const LISTENERS: &str = "gw_listeners";
+pub const BLOCKS: &str = "gw_blocks";
 pub const ALLOW: &str = "gw_allow";
 pub const DENY: &str = "gw_deny";
 pub const PENALTY: &str = "gw_penalty";

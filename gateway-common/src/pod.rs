@@ -6,13 +6,15 @@ use aya::Pod;
 
 use crate::addr::Address;
 use crate::counters::Count;
-use crate::policy::{Bucket, Holder, Listener, Policy, Port, Rule, Source};
+use crate::policy::{Blocks, Bucket, Holder, Listener, Policy, Port, Rule, Source};
 use crate::standing::{Known, Penalty};
 
 // SAFETY: one array of bytes, so neither padding nor an invalid value.
 unsafe impl Pod for Address {}
 // SAFETY: one integer.
 unsafe impl Pod for Port {}
+// SAFETY: one array of integers.
+unsafe impl Pod for Blocks {}
 // SAFETY: repr(C), two words.
 unsafe impl Pod for Count {}
 // SAFETY: repr(C), three words.

@@ -87,6 +87,12 @@ pub struct Source {
     unused: u32,
 }
 
+/// Which lists have a network in a block of 65,536 IPv4 addresses, for each: most sources are in no such block, and no
+/// list is searched for them. Two bits each, `HAS_ALLOW` and `HAS_DENY`.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks([u64; Blocks::COUNT / Blocks::OF_A_WORD]);
+
 /// What a listed network says about itself.
 ///
 /// A trie finds only the longest network, so userspace gives each the longest life of all that cover it.
@@ -224,6 +230,34 @@ impl Source {
     #[inline(always)]
     const fn is_ipv4(&self) -> bool {
         self.family == Family::Ipv4 as u16
+    }
+}
+
+impl Blocks {
+    const COUNT: usize = 1 << 16;
+    const OF_A_WORD: usize = 32;
+
+    /// No list has any network.
+    pub const NONE: Self = Self([0; Self::COUNT / Self::OF_A_WORD]);
+
+    /// Says that a list has a network in the block of an address, which is given as it lies in memory.
+    pub fn mark(&mut self, address: u32, list: u32) {
+        let (word, bit) = Self::place(address);
+        self.0[word] |= u64::from(list) << bit;
+    }
+
+    /// The lists that may hold an address, which is given as it lies in memory.
+    #[inline(always)]
+    pub fn lists(&self, address: u32) -> u32 {
+        let (word, bit) = Self::place(address);
+        (self.0[word] >> bit) as u32 & (HAS_ALLOW | HAS_DENY)
+    }
+
+    #[inline(always)]
+    fn place(address: u32) -> (usize, usize) {
+        let [first, second, ..] = address.to_ne_bytes();
+        let block = usize::from(u16::from_le_bytes([first, second]));
+        (block / Self::OF_A_WORD, block % Self::OF_A_WORD * 2)
     }
 }
 

@@ -55,14 +55,15 @@ fn answer(frame: &impl Frame, policy: &Policy, request: &Segment) -> Verdict {
 #[inline(always)]
 fn admit<F: Frame>(frame: &F, slot: u32, policy: &Policy, segment: &Segment) -> Verdict {
     let Some(listener) = maps::listener(slot, policy, segment) else { return Verdict::NotOurs };
+    let lists = maps::lists(slot, policy, segment);
     let source = Source::new(slot, segment.family, segment.source);
-    let exempt = if policy.has(HAS_ALLOW) { maps::exempts(source) } else { Exempt::Not };
+    let exempt = if lists & HAS_ALLOW != 0 { maps::exempts(source) } else { Exempt::Not };
     if exempt == Exempt::Allowed {
         return exempted(segment.kind);
     }
     // No connection that exists is broken by a deny.
     let opens = matches!(segment.kind, Kind::Request | Kind::Fragment);
-    if opens && policy.has(HAS_DENY) && maps::denies(source) {
+    if opens && lists & HAS_DENY != 0 && maps::denies(source) {
         return Verdict::Denied;
     }
     if exempt == Exempt::Trusted {

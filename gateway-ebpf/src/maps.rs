@@ -17,7 +17,10 @@ use gateway_common::limit::Budget;
 use gateway_common::maps::{
     MAX_KNOWN, MAX_LISTENERS, MAX_NETWORKS, MAX_PENALTIES, MAX_SOURCES, NEW_SOURCES, SEEDS,
 };
-use gateway_common::policy::{Bucket, FOREVER, Holder, Listener, Policy, Port, Rule, SLOTS, Source, TRUSTED};
+use gateway_common::policy::{
+    Blocks, Bucket, FOREVER, HAS_ALLOW, HAS_DENY, Holder, Listener, Policy, Port, Rule, SLOTS, Source,
+    TRUSTED,
+};
 use gateway_common::pressure::{self, Word};
 use gateway_common::standing::{Class, Known, Penalty};
 use gateway_common::{Address, Count, Family, Verdict, counters};
@@ -39,6 +42,10 @@ static PORTS: Array<Port, { SLOTS * Port::COUNT }> = Array::new();
 /// Slot, address and port → the listener's place in the configuration. Userspace, as `POLICY`.
 #[btf_map(name = "gw_listeners")]
 static LISTENERS: HashMap<Listener, u32, MAX_LISTENERS> = HashMap::new();
+
+/// Slot → of each block of IPv4 addresses, the lists with a network in it. Userspace, as `POLICY`.
+#[btf_map(name = "gw_blocks")]
+static BLOCKS: Array<Blocks, SLOTS> = Array::new();
 
 /// Slot, family and network → exempt. Userspace, as `POLICY`; the kernel half counts hits.
 #[btf_map(name = "gw_allow")]
@@ -211,6 +218,17 @@ pub fn listener(slot: u32, policy: &Policy, segment: &Segment) -> Option<u32> {
     let place = LISTENERS.get_ptr(Listener { slot, address, port, protocol: TCP })?;
     // SAFETY: a look-up just returned the pointer; this slot has no writer while it is in force.
     Some(unsafe { *place })
+}
+
+/// The lists that may hold a source: `HAS_ALLOW` and `HAS_DENY`.
+#[inline(always)]
+pub fn lists(slot: u32, policy: &Policy, segment: &Segment) -> u32 {
+    let lists = policy.flags & (HAS_ALLOW | HAS_DENY);
+    if lists == 0 || segment.family != Family::Ipv4 {
+        return lists;
+    }
+    let [_, _, _, address] = segment.source.words();
+    BLOCKS.get(slot).map_or(lists, |blocks| blocks.lists(address))
 }
 
 #[inline(always)]

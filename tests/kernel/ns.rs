@@ -98,12 +98,17 @@ fn many_denied() -> Row {
     ("deny hit in 10,000", Kernel { deny: long_list("192.0.0.0/16"), ..ample() }, v4(), Verdict::Denied)
 }
 
-fn all_in_use() -> Row {
-    let lists = Kernel {
-        allow: policy::networks(&["10.0.0.0/8"]),
-        deny: policy::networks(&["11.0.0.0/8"]),
+/// Both lists have a network beside the source, in its block of addresses, so that they are searched.
+fn searched() -> Kernel {
+    Kernel {
+        allow: policy::networks(&["192.0.128.0/24"]),
+        deny: policy::networks(&["192.0.129.0/24"]),
         ..ample()
-    };
+    }
+}
+
+fn all_in_use() -> Row {
+    let lists = searched();
     ("IPv4, every list in use", lists, v4(), Verdict::Pass)
 }
 
@@ -138,11 +143,13 @@ fn rows() -> Vec<Row> {
         ("allow hit", lists(&["192.0.2.0/24"], &[]), v4(), Allowed),
         ("deny hit", lists(&[], &["192.0.2.0/24"]), v4(), Denied),
         many_denied(),
-        ("deny hit after allow miss", lists(&["10.0.0.0/8"], &["192.0.2.0/24"]), v4(), Denied),
+        ("deny hit after allow miss", lists(&["192.0.128.0/24"], &["192.0.2.0/24"]), v4(), Denied),
         ("IPv4", spent.clone(), v4(), OverBudget),
         ("IPv6", spent, v6(), OverBudget),
         admitted(),
+        ("IPv4, missed in 10,000", Kernel { deny: long_list("10.0.0.0/16"), ..ample() }, v4(), Pass),
         ("IPv4, both lists missed", lists(&["10.0.0.0/8"], &["11.0.0.0/8"]), v4(), Pass),
+        ("IPv4, both lists searched and missed", searched(), v4(), Pass),
         (
             "IPv4, QinQ and IP options",
             ample(),

@@ -12,7 +12,9 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map};
 use gateway_common::limit::Budget;
-use gateway_common::maps::{ALLOW, DENY, LISTENERS, MAX_LISTENERS, MAX_NETWORKS, POLICY, PORTS, SELECTOR};
+use gateway_common::maps::{
+    ALLOW, BLOCKS, DENY, LISTENERS, MAX_LISTENERS, MAX_NETWORKS, POLICY, PORTS, SELECTOR,
+};
 use gateway_common::policy::{
     HAS_ALLOW, HAS_CEILING, HAS_DENY, IPV4_HOSTS, Listener, MAY_SEND_COOKIES, Policy, Port, Rule, SLOTS,
     STRICT_FRAGMENTS, Source,
@@ -163,6 +165,7 @@ impl Slots {
         let ipv4_hosts = ipv4_hosts(&places);
         write_listeners(bpf, slot, &places)?;
         write_ports(bpf, slot, &places, &ipv4_hosts, &mut self.open_ports[slot as usize])?;
+        write_blocks(bpf, slot, &allow, &deny)?;
         write_networks(bpf, ALLOW, slot, &allow)?;
         write_networks(bpf, DENY, slot, &deny)?;
         let budget = |config: &Kernel| {
@@ -323,6 +326,16 @@ fn write_listeners(bpf: &mut Ebpf, slot: u32, places: &BTreeMap<SocketAddr, u32>
         }
     }
     Ok(())
+}
+
+/// Makes the slot's blocks exactly those of the lists' networks.
+fn write_blocks(
+    bpf: &mut Ebpf,
+    slot: u32,
+    allow: &[(IpNet, Rule)],
+    deny: &[(IpNet, Rule)],
+) -> Result<(), Error> {
+    array(bpf, BLOCKS)?.set(slot, tries::blocks(allow, deny), 0).map_err(Error::map(BLOCKS))
 }
 
 /// Makes the slot's part of a list exactly `rules`; those that the other slot has too keep their hits.

@@ -4,10 +4,15 @@
 //! that has ended would hide a shorter one that has not: each rule has the life of the longest-lived of all
 //! that cover it. Pure.
 
-use gateway_common::policy::{FOREVER, Rule, TRUSTED};
+use std::net::Ipv4Addr;
+
+use gateway_common::policy::{Blocks, FOREVER, HAS_ALLOW, HAS_DENY, Rule, TRUSTED};
 use ipnet::IpNet;
 
 use crate::config::Listed;
+
+/// A block of IPv4 addresses has this many bits.
+const BLOCK_BITS: u32 = 16;
 
 /// Networks and their rules. `listed` and `trusted` come behind `always` in the numbering of the rules.
 pub fn rules(always: &[IpNet], listed: &[Listed], trusted: &[IpNet]) -> Vec<(IpNet, Rule)> {
@@ -46,6 +51,21 @@ pub fn rules(always: &[IpNet], listed: &[Listed], trusted: &[IpNet]) -> Vec<(IpN
         around.push((network, rule));
     }
     merged
+}
+
+/// The blocks of IPv4 addresses that these lists have networks in.
+pub fn blocks(allow: &[(IpNet, Rule)], deny: &[(IpNet, Rule)]) -> Blocks {
+    let mut blocks = Blocks::NONE;
+    for (list, networks) in [(HAS_ALLOW, allow), (HAS_DENY, deny)] {
+        for (network, _) in networks {
+            let IpNet::V4(network) = network else { continue };
+            let block = |address: Ipv4Addr| address.to_bits() >> BLOCK_BITS;
+            for block in block(network.network())..=block(network.broadcast()) {
+                blocks.mark((block << BLOCK_BITS).to_be(), list);
+            }
+        }
+    }
+    blocks
 }
 
 fn longest(rule: Rule, outer: &Rule) -> Rule {
@@ -141,6 +161,34 @@ mod tests {
             &[],
             &[("10.0.0.0/8", 0, FOREVER, 0, 0), ("::/0", 2, FOREVER, 0, 0)],
         );
+    }
+
+    #[test]
+    fn a_block_is_marked_by_each_network_in_it_and_around_it() {
+        let rules =
+            |list: &[&str]| rules(&list.iter().map(|text| network(text)).collect::<Vec<_>>(), &[], &[]);
+        let blocks = blocks(
+            &rules(&["10.1.2.3/32", "10.4.0.0/14", "2001:db8::/32"]),
+            &rules(&["10.1.128.0/17", "128.0.0.0/1", "255.255.0.0/16", "::ffff:11.0.0.0/112"]),
+        );
+        for (address, lists) in [
+            ("10.1.2.4", HAS_ALLOW | HAS_DENY),
+            ("10.0.255.255", 0),
+            ("10.2.0.0", 0),
+            ("10.3.255.255", 0),
+            ("10.4.0.0", HAS_ALLOW),
+            ("10.7.255.255", HAS_ALLOW),
+            ("10.8.0.0", 0),
+            ("11.0.9.9", HAS_DENY),
+            ("11.1.0.0", 0),
+            ("32.1.13.184", 0),
+            ("127.255.255.255", 0),
+            ("128.0.0.0", HAS_DENY),
+            ("255.255.255.255", HAS_DENY),
+        ] {
+            let word = u32::from_ne_bytes(address.parse::<Ipv4Addr>().unwrap().octets());
+            assert_eq!(blocks.lists(word), lists, "{address}");
+        }
     }
 
     /// Against looking through the whole list for each address.
