@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use gateway_common::standing::{BLOCKED, Class};
+use gateway_common::verdict::Verdict;
 use rustc_hash::FxHashSet;
 
 use super::known::{Acquaintances, Served};
@@ -89,12 +90,8 @@ impl Sources {
     /// Penalises a suspect where that is due, and wakes the heartbeat: it is to be in force within milliseconds.
     /// Whether the source's connections are to end, so that the refusal itself can say so.
     pub fn suspect(&self, suspect: Suspect) -> bool {
-        let config = self.config.get().filter(|_| self.is_watched());
-        let (Some(config), source) = (config, suspect.address) else { return false };
-        let config = config.load();
-        if config.trusted.iter().chain(&config.allow).any(|network| network.contains(&source)) {
-            return false;
-        }
+        let source = suspect.address;
+        let Some(config) = self.config_for(source) else { return false };
         let mut inbox = self.inbox();
         if inbox.len() >= MOST_WAITING {
             return false;
@@ -104,6 +101,19 @@ impl Sources {
         inbox.push((suspect, sentence));
         self.comes.notify_one();
         sentence.level() == BLOCKED
+    }
+
+    /// Whether the kernel half refuses new connections of `source` beyond its budget.
+    pub fn bounds(&self, source: IpAddr) -> bool {
+        let refuses = |config: &Kernel| config.monitored & (Verdict::OverBudget.bit()) == 0;
+        self.config_for(source).is_some_and(|config| refuses(&config))
+    }
+
+    /// What the kernel half does to `source`; `None`: there is none, or it lets all of its packets pass.
+    fn config_for(&self, source: IpAddr) -> Option<arc_swap::Guard<Arc<Kernel>>> {
+        let config = self.config.get().filter(|_| self.is_watched())?.load();
+        let is_exempt = config.trusted.iter().chain(&config.allow).any(|network| network.contains(&source));
+        (!is_exempt).then_some(config)
     }
 
     pub(super) fn sentences(&self) -> MutexGuard<'_, Sentences> {

@@ -14,6 +14,7 @@ pub mod quota;
 pub mod refusals;
 mod rules;
 mod store;
+mod told;
 mod window;
 
 use std::collections::HashMap;

@@ -1,10 +1,13 @@
-//! Refusals that were ignored: who came back at least a second after a 429 and before it said.
+//! Refusals that were ignored: who came back before the time that his 429 said, though he had heard of it.
 //!
 //! The proxy reports each refusal of a TCP peer by a rule whose key is the client alone, and every other
-//! request of a source that was refused lately. A source with [`MANY`] ignored refusals in ten seconds, of
-//! whose requests nine in ten were refused, is a suspect; parallel requests that end with their 429s make
-//! none, nor does an abuser whose neighbours behind the same address are served. What is done about
-//! suspects is decided elsewhere.
+//! request of a source that was refused lately. A source with [`MANY`] ignored refusals in ten seconds, one more for
+//! each request that was served, of whose requests nine in ten were refused, is a suspect; parallel requests that
+//! end with their 429s make none, nor does an abuser whose neighbours behind the same address are served. What is
+//! done about suspects is decided elsewhere.
+//!
+//! A source that asks again and again over connections that were told to wait floods. It is told to stay away longer,
+//! all of it until the same time, and its connections end: `told` says for how long, and what is ignored.
 
 use std::hash::BuildHasher;
 use std::net::IpAddr;
@@ -13,10 +16,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
+use super::told::Told;
+
 /// Seconds that are looked back on.
 const SECONDS: u64 = 10;
 /// Ignored refusals in that time that make a suspect.
 const MANY: u32 = 50;
+/// Refusals within a second, over connections that were told to wait, that make a flood: no client that waits has one,
+/// unless it shares connections among so many.
+const FLOOD: u32 = 100;
+/// Routes of which it is kept what a source was told there. Whoever waits for one may ask another meanwhile.
+const ROUTES: usize = 4;
 const SHARDS: usize = 16;
 /// Sources that a shard watches; where all were refused in the last ten seconds, others are not watched.
 const WATCHED: usize = 256;
@@ -43,6 +53,7 @@ struct Source {
     rule: u32,
     /// Ignored refusals since it was last named as a suspect.
     since_named: u32,
+    told: [Told; ROUTES],
     seconds: [Second; SECONDS as usize],
 }
 
@@ -53,8 +64,33 @@ struct Second {
     requests: u32,
     refused: u32,
     ignored: u32,
-    /// When the last of its 429s let the source come again.
-    until_ns: u64,
+    /// Refused on connections that had been told to wait.
+    again: u32,
+}
+
+/// A refusal by a rule whose key is the client alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal {
+    pub source: IpAddr,
+    pub route: u64,
+    pub rule: u32,
+    /// After which it would be admitted.
+    pub wait_s: u32,
+    /// Its connection was told to wait for longer than until now.
+    pub again: bool,
+}
+
+/// What becomes of a refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consequence {
+    /// What the source is told.
+    pub wait_s: u32,
+    /// It should have waited already.
+    pub ignored: bool,
+    /// The source floods, and this request is none of one that waits as it was told.
+    pub is_of_flood: bool,
+    /// What the source is suspected of, if this makes it a suspect, or one once more after as many again.
+    pub suspect: Option<Suspect>,
 }
 
 /// A source that does not heed its refusals.
@@ -69,32 +105,15 @@ pub struct Suspect {
 }
 
 impl Refusals {
-    /// `source` was refused by `rule` and told to wait for `wait_s`; whether it should have waited already,
-    /// and what it is suspected of, if that makes it a suspect, or one once more after as many again.
-    pub fn refused(&self, source: IpAddr, rule: u32, wait_s: u32, now_ns: u64) -> (bool, Option<Suspect>) {
-        let mut sources = self.shard(&source);
+    pub fn refused(&self, refusal: Refusal, now_ns: u64) -> Consequence {
+        let mut sources = self.shard(&refusal.source);
         let before = sources.by_address.len();
-        let Some(entry) = sources.watch(source, now_ns) else {
-            self.count(before, sources.by_address.len());
-            return (false, None);
+        let consequence = match sources.watch(refusal.source, now_ns) {
+            Some(entry) => entry.refused(refusal, now_ns),
+            None => Consequence { wait_s: refusal.wait_s, ignored: false, is_of_flood: false, suspect: None },
         };
-        entry.rule = rule;
-        let ignored = entry.should_wait(now_ns);
-        let second = entry.second(now_ns);
-        second.requests += 1;
-        second.refused += 1;
-        second.ignored += u32::from(ignored);
-        second.until_ns = second.until_ns.max(now_ns + u64::from(wait_s) * SECOND_NS);
-        entry.since_named += u32::from(ignored);
-        let mut suspect = None;
-        if ignored && entry.since_named >= MANY {
-            suspect = Some(entry.account(source, now_ns)).filter(Suspect::is_one);
-            if suspect.is_some() {
-                entry.since_named = 0;
-            }
-        }
         self.count(before, sources.by_address.len());
-        (ignored, suspect)
+        consequence
     }
 
     /// A request of `source` that was served, or `refused` for a reason that is not its own.
@@ -177,11 +196,39 @@ impl Source {
         second
     }
 
-    /// Whether a 429 that is a second old, or older, forbade a request at `now_ns`. A 429 is as old as the
-    /// end of its second of the clock, which errs on the source's side.
-    fn should_wait(&self, now_ns: u64) -> bool {
-        self.recent(now_ns)
-            .any(|second| (second.number + 2) * SECOND_NS <= now_ns && now_ns < second.until_ns)
+    fn refused(&mut self, refusal: Refusal, now_ns: u64) -> Consequence {
+        let Refusal { source, route, rule, wait_s, again } = refusal;
+        self.rule = rule;
+        let ignored = self.told(route).is_ignored(now_ns);
+        let second = self.second(now_ns);
+        second.requests += 1;
+        second.refused += 1;
+        second.ignored += u32::from(ignored);
+        second.again += u32::from(again);
+        let floods = second.floods();
+        let told = self.told(route);
+        let wait_s = told.tell(wait_s, floods, now_ns);
+        let is_of_flood = (again || ignored) && (floods || told.is_away(now_ns));
+        self.since_named += u32::from(ignored);
+        let mut suspect = None;
+        if ignored && self.since_named >= MANY {
+            suspect = Some(self.account(source, now_ns)).filter(Suspect::is_one);
+            if suspect.is_some() {
+                self.since_named = 0;
+            }
+        }
+        Consequence { wait_s, ignored, is_of_flood, suspect }
+    }
+
+    /// What it was told on `route`; of the others, the one where its last wait is over first is forgotten.
+    fn told(&mut self, route: u64) -> &mut Told {
+        let known = self.told.iter().position(|told| told.route == route);
+        let place = known.unwrap_or_else(|| {
+            let first = (0..ROUTES).min_by_key(|place| self.told[*place].last_ns()).unwrap_or_default();
+            self.told[first] = Told::on(route);
+            first
+        });
+        &mut self.told[place]
     }
 
     fn account(&self, address: IpAddr, now_ns: u64) -> Suspect {
@@ -195,10 +242,23 @@ impl Source {
     }
 }
 
-impl Suspect {
-    fn is_one(&self) -> bool {
-        self.ignored >= MANY && u64::from(self.refused) * 10 >= u64::from(self.requests) * 9
+impl Second {
+    fn floods(&self) -> bool {
+        self.again >= FLOOD && are_refused(self.refused, self.requests)
     }
+}
+
+impl Suspect {
+    /// Who was served may have heard of no wait, and is excused once.
+    fn is_one(&self) -> bool {
+        let served = self.requests - self.refused;
+        self.ignored >= MANY.saturating_add(served) && are_refused(self.refused, self.requests)
+    }
+}
+
+/// Nine in ten.
+fn are_refused(refused: u32, requests: u32) -> bool {
+    u64::from(refused) * 10 >= u64::from(requests) * 9
 }
 
 #[cfg(test)]
@@ -212,27 +272,9 @@ mod tests {
         IpAddr::from(n.to_be_bytes())
     }
 
-    /// One source's 429s, each telling it to wait for `wait_s`, at `times` after the start.
-    fn ignored(wait_s: u32, times_ms: impl IntoIterator<Item = u64>) -> Vec<bool> {
-        let refusals = Refusals::default();
-        let refused = |ms| refusals.refused(address(1), 7, wait_s, (START_MS + ms) * MS).0;
-        times_ms.into_iter().map(refused).collect()
-    }
-
-    #[test]
-    fn only_who_was_told_and_had_time_to_hear_it_ignores() {
-        for (wait_s, times_ms, want) in [
-            (30, &[0, 10, 900][..], &[false, false, false][..]),
-            (30, &[0, 2_000, 9_000], &[false, true, true]),
-            // It came when it was told to.
-            (5, &[0, 5_000], &[false, false]),
-            (5, &[0, 4_999], &[false, true]),
-            (1, &[0, 1_000, 2_000, 3_000], &[false; 4]),
-            // Told once, long ago.
-            (30, &[0, 10_000], &[false, false]),
-        ] {
-            assert_eq!(ignored(wait_s, times_ms.iter().copied()), want, "{wait_s} s, {times_ms:?}");
-        }
+    /// Refused by a rule that would have it wait so long, over a connection that was not told yet.
+    fn refusal(n: u32, wait_s: u32) -> Refusal {
+        Refusal { source: address(n), route: 1, rule: 7, wait_s, again: false }
     }
 
     /// Requests a second of: refused by the client's own rule, refused otherwise, served.
@@ -241,7 +283,7 @@ mod tests {
         for second in 0..seconds {
             let now = (START_MS + second * 1_000) * MS;
             for n in 0..own {
-                refusals.refused(address(1), 7, 30, now + n * MS);
+                refusals.refused(refusal(1, 30), now + n * MS);
             }
             (0..otherwise).for_each(|_| refusals.other(address(1), true, now));
             (0..served).for_each(|_| refusals.other(address(1), false, now));
@@ -252,10 +294,10 @@ mod tests {
     #[test]
     fn a_suspect_ignores_often_and_is_hardly_served() {
         let found = suspects(10, 10, 0, 0);
-        let want = Suspect { address: address(1), rule: 7, requests: 100, refused: 100, ignored: 80 };
+        let want = Suspect { address: address(1), rule: 7, requests: 100, refused: 100, ignored: 90 };
         assert_eq!(found, [want]);
         for (what, found) in [
-            ("not often", suspects(10, 6, 0, 0)),
+            ("not often", suspects(10, 5, 0, 0)),
             ("parallel requests of an obedient client", suspects(1, 640, 0, 0)),
             ("neighbours are served", suspects(10, 80, 0, 10)),
         ] {
@@ -265,6 +307,43 @@ mod tests {
         assert_eq!(suspects(3, 60, 0, 0).len(), 1, "within three seconds");
     }
 
+    /// Two hundred refusals within a second, one in `every` of them on a connection that was told before: which of
+    /// them were told to stay away, and which end their connections.
+    fn flood(every: u64, served: u64) -> (u64, u64) {
+        let refusals = Refusals::default();
+        refusals.refused(refusal(1, 1), START_MS * MS);
+        (0..served).for_each(|_| refusals.other(address(1), false, START_MS * MS));
+        (1..200).fold((0, 0), |(told, ended), n| {
+            let again = Refusal { again: n % every == 0, ..refusal(1, 1) };
+            let consequence = refusals.refused(again, (START_MS + n) * MS);
+            (told + u64::from(consequence.wait_s > 1), ended + u64::from(consequence.is_of_flood))
+        })
+    }
+
+    #[test]
+    fn a_flood_is_told_to_stay_away_and_its_connections_end() {
+        assert_eq!(flood(1, 0), (100, 100));
+        assert_eq!(flood(1, 20), (21, 21), "once nine in ten are refused");
+        assert_eq!(flood(1, 40), (0, 0), "its neighbours are served");
+        assert_eq!(flood(2, 0), (0, 0), "99 of them");
+        let refusals = Refusals::default();
+        let parallel = |n: u64| refusals.refused(refusal(1, 1), START_MS * MS + n).wait_s;
+        assert_eq!((0..10_000).map(parallel).max(), Some(1), "a connection each");
+    }
+
+    /// Whoever alternates between routes is not forgiven, and who obeys each of them is not blamed.
+    #[test]
+    fn routes_are_told_apart() {
+        let refusals = Refusals::default();
+        let on = |route, wait_s, ms| {
+            refusals.refused(Refusal { route, ..refusal(1, wait_s) }, (START_MS + ms) * MS).ignored
+        };
+        assert!(!on(7, 60, 0) && !on(8, 3, 1_500), "told on another");
+        assert!(on(7, 58, 2_000) && on(8, 2, 2_500));
+        assert!(!on(9, 9, 2_600) && !on(10, 9, 2_700) && !on(11, 9, 2_800));
+        assert!(on(7, 57, 3_000), "of five the one where the wait is over first is forgotten");
+    }
+
     /// At the refusal that decides, and again after as many more.
     #[test]
     fn a_suspect_is_named_once_for_every_fifty() {
@@ -272,7 +351,8 @@ mod tests {
         let mut named = Vec::new();
         for n in 0..170 {
             let now = (START_MS + 2_000 * u64::from(n > 0) + n) * MS;
-            named.extend(refusals.refused(address(1), 7, 60, now).1.map(|suspect| (n, suspect.ignored)));
+            let suspect = refusals.refused(refusal(1, 60), now).suspect;
+            named.extend(suspect.map(|suspect| (n, suspect.ignored)));
         }
         assert_eq!(named, [(50, 50), (100, 100), (150, 150)]);
     }
@@ -281,7 +361,7 @@ mod tests {
     fn what_is_long_past_is_forgotten() {
         let refusals = Refusals::default();
         for n in 0..100 {
-            refusals.refused(address(1), 7, 60, (START_MS + n * 100) * MS);
+            refusals.refused(refusal(1, 60), (START_MS + n * 100) * MS);
         }
         let end = START_MS + 10_000;
         assert_eq!(refusals.suspects(end * MS).len(), 1);
@@ -295,13 +375,13 @@ mod tests {
         let refusals = Refusals::default();
         let held = || refusals.watched.load(Relaxed);
         for n in 0..20_000 {
-            refusals.refused(address(n), 7, 60, START_MS * MS);
+            refusals.refused(refusal(n, 60), START_MS * MS);
         }
         assert_eq!(held(), SHARDS * WATCHED);
         let later = (START_MS + 20_000) * MS;
         let newcomer = |refusals: &Refusals, now| {
-            refusals.refused(address(50_000), 7, 60, now);
-            refusals.refused(address(50_000), 7, 60, now + 3_000 * MS).0
+            refusals.refused(refusal(50_000, 60), now);
+            refusals.refused(refusal(50_000, 57), now + 3_000 * MS).ignored
         };
         assert!(newcomer(&refusals, later));
         assert!(held() < SHARDS * WATCHED);

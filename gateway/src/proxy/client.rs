@@ -87,6 +87,8 @@ pub struct Client {
     pub relayed: Cell<bool>,
     /// Not trusted, and sends what only proxies send: many clients may be behind it.
     pub looks_like_forgotten_proxy: Cell<bool>,
+    /// Until when a rate limit told it to wait, by the limits' clock.
+    pub waits_until_ns: Cell<u64>,
     /// Of its requests, what has not been told yet.
     pub untold: Cell<Served>,
     /// Something of it has been told.
@@ -119,6 +121,7 @@ impl Client {
             lines: RefCell::default(),
             relayed: Cell::new(false),
             looks_like_forgotten_proxy: Cell::new(false),
+            waits_until_ns: Cell::new(0),
             untold: Cell::default(),
             is_told_of: Cell::new(false),
             // No snapshot has this generation.

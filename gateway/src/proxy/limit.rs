@@ -20,12 +20,15 @@ use crate::limit::cluster::{Asked, Asking, Store};
 use crate::limit::fields::{
     self, RATELIMIT, RATELIMIT_POLICY, X_RATELIMIT_LIMIT, X_RATELIMIT_REMAINING, X_RATELIMIT_RESET,
 };
-use crate::limit::{Denial, Keys, Rule, Rules, Standing, key, refusals};
+use crate::limit::refusals::{Consequence, Refusal, Suspect};
+use crate::limit::{Denial, Keys, Rule, Rules, Standing, key};
 use crate::lines;
 use crate::metrics::Registry;
 use crate::snapshot::Snapshot;
 use crate::text::number;
 use crate::timer::Wheel;
+
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
 /// What a worker keeps for itself: a clone of another's value is a shared count.
 pub struct Limiter {
@@ -123,7 +126,7 @@ pub fn admit(
         read(local, exchange, rules, parts, &mut keys);
         limits.decide(rules, &keys, now, local.worker, said)
     };
-    let denial = match decided {
+    let mut denial = match decided {
         Ok(standing) => {
             if is_source {
                 limits.refusals.other(client, false, now);
@@ -134,10 +137,19 @@ pub fn admit(
     };
     let (rule, mut is_last) = (rules.rule(denial.rule), false);
     if is_source && rule.client_alone {
-        let (ignored, suspect) = limits.refusals.refused(client, rule.number, denial.wait_s, now);
+        let waits_until = &exchange.client().waits_until_ns;
+        let again = now < waits_until.get();
+        let (route, wait_s) = (rules.route, denial.wait_s);
+        let refusal = Refusal { source: client, route, rule: rule.number, wait_s, again };
+        let Consequence { wait_s, ignored, is_of_flood, suspect } = limits.refusals.refused(refusal, now);
+        denial.wait_s = wait_s;
+        waits_until.set(now + u64::from(wait_s) * NANOS_PER_SECOND);
         rule.cells[local.worker].ignored.add(u64::from(ignored));
-        if let Some(refusals::Suspect { address, rule, refused, ignored, .. }) = suspect {
-            is_last = local.snapshot.sources.suspect(datapath::Suspect { address, rule, refused, ignored });
+        let sources = &local.snapshot.sources;
+        // Where nothing bounds how soon it connects again, a connection costs more than another refusal.
+        is_last = is_of_flood && sources.bounds(client);
+        if let Some(Suspect { address, rule, refused, ignored, .. }) = suspect {
+            is_last |= sources.suspect(datapath::Suspect { address, rule, refused, ignored });
         }
     } else if is_source {
         limits.refusals.other(client, true, now);

@@ -9,6 +9,7 @@ use rustc_hash::FxHashMap;
 use super::record::Record;
 use crate::config::{Config, Escalation, LimitKey};
 use crate::datapath::Sentences;
+use crate::limit::refusals::Refusal;
 use crate::limit::{Keys, key};
 use crate::metrics::Registry;
 use crate::path;
@@ -116,17 +117,19 @@ impl Stage {
         let rule = rules.rule(denial.rule);
         let fate = Fate::Limited { route: route.label.clone(), rule: rule.policy(denial.part).to_owned() };
         if is_source && rule.client_alone {
-            let (_, suspect) = limits.refusals.refused(source.address, rule.number, denial.wait_s, now);
-            if suspect.is_some() {
+            // A log does not tell connections apart: each has its own, and no flood is seen in them.
+            let (source, rule, wait_s) = (source.address, rule.number, denial.wait_s);
+            let refusal = Refusal { source, route: rules.route, rule, wait_s, again: false };
+            if limits.refusals.refused(refusal, now).suspect.is_some() {
                 let escalation = config.kernel.escalation;
                 // Without interfaces there is no kernel half to tell.
                 let escalation =
                     if config.kernel.interfaces.is_empty() { Escalation::Off } else { escalation };
-                let sentence = self.sentences.pass(source.address, escalation, now);
+                let sentence = self.sentences.pass(source, escalation, now);
                 match sentence {
                     Some(sentence) if sentence.blocks() => {
                         self.blocks += 1;
-                        self.blocked.insert(source.address, sentence.until_ns);
+                        self.blocked.insert(source, sentence.until_ns);
                     }
                     Some(_) => self.slowed += 1,
                     None => {}

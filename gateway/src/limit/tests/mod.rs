@@ -1,9 +1,10 @@
 //! The limiter against plain models: `model` for one key, `decisions` for rules, threads and reloads,
-//! `capacity` for more keys than there is room for.
+//! `capacity` for more keys than there is room for, `obedience` for those who wait as they are told.
 
 mod capacity;
 mod decisions;
 mod model;
+mod obedience;
 
 use std::net::IpAddr;
 use std::sync::Arc;
