@@ -142,6 +142,9 @@ fn round(plan: &Plan, system: System, attack: &Attack) -> Result<Round, RunError
     let mut origin = rig.server.run(Origin::bind)??;
     let addr = origin.addr;
     let running = origin.serve_during(|| Running::start(system, &plan.programs, &rig, addr))?;
+    if system == System::Floor {
+        rig.drop_attacker()?;
+    }
     let receive = rig.pin_receive_threads()?;
     let mut measure = |duration, attack| stretch(&rig, &running, &receive, duration, attack, &mut origin);
     Ok(Round { calm: measure(plan.calm, None)?, attacked: measure(plan.attacked, Some(attack))? })

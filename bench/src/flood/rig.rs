@@ -14,7 +14,7 @@ use std::process::Command;
 
 use rustix::thread::{CpuSet, LinkNameSpaceType, Pid, move_into_link_name_space, sched_setaffinity};
 
-use super::sink;
+use super::sink::{self, Network};
 use super::traces::{self, Trace};
 use crate::machine::Cores;
 use crate::system::on_path;
@@ -22,7 +22,7 @@ use crate::system::on_path;
 /// Where the system under test listens. Its namespace is the rig's own, so nobody else has the port.
 pub const PORT: u16 = 8080;
 /// Addresses that belong to nobody but are routed back to the attacker: network and prefix length.
-pub const FORGED: (Ipv4Addr, u8) = (Ipv4Addr::new(100, 64, 0, 0), 10);
+pub const FORGED: Network = (Ipv4Addr::new(100, 64, 0, 0), 10);
 
 /// The client's end of a cable, in its own namespace.
 const FAR: &str = "cable";
@@ -94,6 +94,11 @@ impl Rig {
         Ok(done)
     }
 
+    /// Drops everything that the attacker sends, where it arrives and before anybody has looked at it.
+    pub fn drop_attacker(&self) -> Result<(), RigError> {
+        self.server.sink(&self.attacker.interface, sink::EVERYWHERE)
+    }
+
     /// Keeps the receive threads on the system's core and names them. They are new ones whenever a program was
     /// attached to their interface or taken off it.
     pub fn pin_receive_threads(&self) -> Result<Vec<Pid>, RigError> {
@@ -147,11 +152,7 @@ impl Client {
         }
         server.exec(&["ethtool", "-K", near, "gro", "on"])?;
         server.class(near, "threaded", "1")?;
-        let mut object = tempfile::NamedTempFile::new()?;
-        object.write_all(&sink::object())?;
-        let object = object.path().to_string_lossy();
-        let program = ["xdpdrv", "object", &object, "section", sink::SECTION];
-        client.namespace.ip(&[&["link", "set", far][..], &program].concat())?;
+        client.namespace.sink(far, FORGED)?;
         client.namespace.class(far, "threaded", "1")?;
         client.namespace.class(far, "queues/rx-0/rps_cpus", &format!("{:x}", 1_u64 << cores.load))?;
         Ok(client)
@@ -191,6 +192,15 @@ impl Namespace {
 
     fn ip(&self, words: &[&str]) -> Result<(), RigError> {
         run(Command::new("ip").args(["-n", &self.name]).args(words))
+    }
+
+    /// Has the driver drop whatever comes in by an interface and goes to `network`.
+    fn sink(&self, interface: &str, network: Network) -> Result<(), RigError> {
+        let mut object = tempfile::NamedTempFile::new()?;
+        object.write_all(&sink::object(network))?;
+        let object = object.path().to_string_lossy();
+        let program = ["xdpdrv", "object", &object, "section", sink::SECTION];
+        self.ip(&[&["link", "set", interface][..], &program].concat())
     }
 
     fn exec(&self, words: &[&str]) -> Result<(), RigError> {

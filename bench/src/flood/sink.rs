@@ -1,17 +1,23 @@
-//! The sink: an XDP program for the clients' ends of the cables.
+//! The sink: an XDP program that drops what goes to one network.
 //!
-//! A veth takes what a program at its other end sends back, but wakes nobody for it unless it has a program
-//! itself: then its ring fills, and whatever else is meant for it is lost as well. And where answers to forged
-//! sources end they must cost little, for they come on the load's core. `rig` has `ip` attach it, which wants an
-//! object file; this writes one.
+//! One is at the clients' ends of the cables. A veth takes what a program at its other end sends back, but wakes
+//! nobody for it unless it has a program itself: then its ring fills, and whatever else is meant for it is lost as
+//! well. And where answers to forged sources end they must cost little, for they come on the load's core. Another is
+//! the floor: what an attack costs that is dropped before anybody looks at it. `rig` has `ip` attach them, which
+//! wants an object file; this writes one.
 
-use super::rig::FORGED;
+use std::net::Ipv4Addr;
+
+/// An address and the length of its prefix.
+pub type Network = (Ipv4Addr, u8);
+/// All there is, of IPv4: whoever asks for an Ethernet address is answered.
+pub const EVERYWHERE: Network = (Ipv4Addr::UNSPECIFIED, 0);
 
 /// The section of the program in the object.
 pub const SECTION: &str = "xdp";
 
-/// Drops what goes to [`FORGED`] and passes everything else.
-fn program() -> Vec<u8> {
+/// Drops what goes to the network and passes everything else.
+fn program((network, prefix): Network) -> Vec<u8> {
     const LOAD_32: u8 = 0x61;
     const LOAD_16: u8 = 0x69;
     const MOVE: u8 = 0xbf;
@@ -29,9 +35,8 @@ fn program() -> Vec<u8> {
     const DESTINATION: i16 = 30;
     const IPV4: i32 = 0x0800;
 
-    let (network, prefix) = FORGED;
     let network = network.to_bits().cast_signed();
-    let mask = (-1_i32) << (32 - prefix);
+    let mask = (-1_i32).checked_shl(32 - u32::from(prefix)).unwrap_or(0);
     // Code, destination, source, jump or offset, number. r1 is the context, r0 the answer.
     let instructions: [(u8, u8, u8, i16, i32); 15] = [
         (MOVE_NUMBER, 0, 0, 0, PASS),
@@ -60,7 +65,7 @@ fn program() -> Vec<u8> {
 }
 
 /// The program as an ELF object.
-pub fn object() -> Vec<u8> {
+pub fn object(network: Network) -> Vec<u8> {
     const HEADER_BYTES: usize = 64;
     const SECTION_BYTES: u16 = 64;
     const SYMBOL_BYTES: u64 = 24;
@@ -75,7 +80,7 @@ pub fn object() -> Vec<u8> {
     const CODE: u16 = 1;
     const NAMES: u16 = 4;
 
-    let program = program();
+    let program = program(network);
     let mut names = vec![0];
     let mut name = |text: &str| {
         let place = names.len() as u32;

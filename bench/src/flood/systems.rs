@@ -35,6 +35,8 @@ pub enum System {
     Gateway,
     /// The gateway without it.
     NoKernel,
+    /// The same behind a program that drops whatever the attacker sends: what an attack costs before any verdict.
+    Floor,
     Nginx,
     Haproxy,
     Envoy,
@@ -57,6 +59,7 @@ impl System {
         match self {
             System::Gateway => "gateway, kernel half",
             System::NoKernel => "gateway without it",
+            System::Floor => "attacker dropped",
             System::Nginx => "nginx",
             System::Haproxy => "HAProxy",
             System::Envoy => "Envoy",
@@ -66,7 +69,7 @@ impl System {
     /// The system whose program it is.
     pub fn of(self) -> system::System {
         match self {
-            System::Gateway | System::NoKernel => system::System::Gateway,
+            System::Gateway | System::NoKernel | System::Floor => system::System::Gateway,
             System::Nginx => system::System::Nginx,
             System::Haproxy => system::System::Haproxy,
             System::Envoy => system::System::Envoy,
@@ -76,7 +79,7 @@ impl System {
     /// Its configuration and the name of that file; some read the format from it.
     fn template(self) -> (&'static str, &'static str) {
         match self {
-            System::Gateway | System::NoKernel => {
+            System::Gateway | System::NoKernel | System::Floor => {
                 ("gateway.json", include_str!("../../peers/gateway-flood.json"))
             }
             System::Nginx => ("nginx.conf", include_str!("../../peers/nginx-flood.conf")),
@@ -89,7 +92,7 @@ impl System {
         let mut command = Command::new(program);
         match self {
             System::Gateway => command.arg("--config").arg(config),
-            System::NoKernel => command.arg("--config").arg(config).arg("--no-kernel"),
+            System::NoKernel | System::Floor => command.arg("--config").arg(config).arg("--no-kernel"),
             System::Nginx => command.arg("-p").arg(folder).arg("-c").arg(config).args(["-g", "daemon off;"]),
             System::Haproxy => command.arg("-db").arg("-f").arg(config),
             System::Envoy => command.arg("-c").arg(config).args([
