@@ -127,7 +127,8 @@ fn what_is_answered_is_as_it_says() {
         let kind = answer.field("content-type").unwrap().split(';').next().unwrap();
         let content = &operation["responses"]["200"]["content"][kind];
         assert!(content.is_object(), "{what}: {kind} is not described");
-        if kind == "application/json" {
+        if kind == "application/json" && path != "/v1/openapi.json" {
+            assert_ne!(content["schema"], json!({}), "{what}: it has a schema");
             check(&content["schema"], &answer.json(), &what);
         }
     }

@@ -4,6 +4,7 @@ mod cache;
 pub mod limits;
 pub mod metrics;
 mod overload;
+pub mod stats;
 mod store;
 mod upstreams;
 
@@ -22,7 +23,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::proto::MetricFamily;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::metrics::Registry;
@@ -167,53 +167,14 @@ pub fn page(state: &State, path: &str) -> Option<Response<Full<Bytes>>> {
             reply(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "draining\n")
         }
         "/readyz" => reply(StatusCode::OK, "text/plain", "ready\n"),
-        "/health" => json_reply(&health(state)),
-        "/stats" => json_reply(&stats(state)),
+        "/health" => json_reply(&stats::health(state)),
+        "/stats" => json_reply(&stats::stats(state)),
         _ => return None,
     })
 }
 
-/// The process serves even when the newest configuration was refused, so this is a 200 that says so.
-fn health(state: &State) -> serde_json::Value {
-    json!({
-        "status": state.health(),
-        "version": env!("CARGO_PKG_VERSION"),
-        "uptime_seconds": state.started.elapsed().as_secs(),
-        "config": { "generation": state.current.load().generation, "last_reload_error": state.reload_error() },
-    })
-}
-
-fn stats(state: &State) -> serde_json::Value {
-    let routes: serde_json::Map<_, _> = metrics::route_totals(&state.registry)
-        .into_iter()
-        .map(|(label, total)| {
-            let requests: u64 = total.answers.values().sum();
-            let mean_ms = total.latency_sum_us as f64 / 1e3 / requests.max(1) as f64;
-            let answers: Vec<_> = total
-                .answers
-                .iter()
-                .map(|((status, outcome), count)| json!({"status": status, "outcome": outcome, "requests": count}))
-                .collect();
-            (label, json!({"requests": requests, "mean_ms": mean_ms, "answers": answers}))
-        })
-        .collect();
-    let drain = state.drain().map(|drain| {
-        json!({ "elapsed_seconds": drain.elapsed.as_secs_f64(), "left_seconds": drain.left.as_secs_f64() })
-    });
-    json!({
-        "uptime_seconds": state.started.elapsed().as_secs(),
-        "workers": state.registry.workers.len(),
-        "connections_open": state.open(),
-        "requests_active": state.active(),
-        "drain": drain,
-        "routes": routes,
-        "upstreams": upstreams::stats(state),
-        "names": upstreams::name_stats(state),
-        "limit_store": store::stats(state),
-    })
-}
-
-fn json_reply(value: &serde_json::Value) -> Response<Full<Bytes>> {
+fn json_reply(document: &impl Serialize) -> Response<Full<Bytes>> {
+    let value = serde_json::to_value(document).expect("it has string keys and numbers only");
     reply(StatusCode::OK, "application/json", format!("{value:#}\n"))
 }
 

@@ -1,10 +1,12 @@
 //! What the metrics port says of the store that gateways share rate limits through: its part of `/metrics` and of
 //! `/stats`. Both are silent where none is configured.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus::proto::{MetricFamily, MetricType};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::State;
 use super::metrics::{counter, family, histogram, number};
@@ -50,8 +52,28 @@ pub fn render(state: &State, families: &mut Vec<MetricFamily>) {
     }
 }
 
-/// Its section of `/stats`; `None`: there is none.
-pub fn stats(state: &State) -> Option<Value> {
+/// Its section of `/stats`.
+#[derive(Serialize, JsonSchema)]
+pub struct StoreStats {
+    pub servers: Vec<String>,
+    /// `unused`, `up`, `away` or `partly away`.
+    pub status: &'static str,
+    /// Why it is away, where it is.
+    pub reason: Option<&'static str>,
+    pub workers_up: u64,
+    /// Decisions that it was asked for.
+    pub steps: u64,
+    pub mean_ms: f64,
+    /// Answers that came too late to count.
+    pub late: u64,
+    /// Requests admitted from what had been taken in advance.
+    pub leased: u64,
+    /// Requests decided without it, by `on_failure`.
+    pub alone: BTreeMap<&'static str, u64>,
+}
+
+/// `None`: there is none.
+pub fn stats(state: &State) -> Option<StoreStats> {
     let config = configured(state)?;
     let cells = &*state.registry.store;
     let (times, sum_us) = times(cells);
@@ -64,18 +86,17 @@ pub fn stats(state: &State) -> Option<Value> {
         (0, Some(_)) => "away",
         (_, Some(_)) => "partly away",
     };
-    Some(json!({
-        "servers": config.servers.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "status": status,
-        "reason": why,
-        "workers_up": up,
-        "steps": steps,
-        "mean_ms": Duration::from_micros(sum_us).as_secs_f64() * 1e3 / steps.max(1) as f64,
-        "late": sum(cells, |cells| cells.late.get()),
-        "leased": sum(cells, |cells| cells.leased.get()),
-        "alone": OnFailure::ALL.map(|how| (how.label().to_owned(), json!(alone(cells, how))))
-            .into_iter().collect::<serde_json::Map<_, _>>(),
-    }))
+    Some(StoreStats {
+        servers: config.servers.iter().map(ToString::to_string).collect(),
+        status,
+        reason: why,
+        workers_up: up,
+        steps,
+        mean_ms: Duration::from_micros(sum_us).as_secs_f64() * 1e3 / steps.max(1) as f64,
+        late: sum(cells, |cells| cells.late.get()),
+        leased: sum(cells, |cells| cells.leased.get()),
+        alone: OnFailure::ALL.map(|how| (how.label(), alone(cells, how))).into(),
+    })
 }
 
 fn configured(state: &State) -> Option<config::Store> {

@@ -1,7 +1,10 @@
 //! What the metrics port says of upstreams: their counters, and how each is doing.
 
+use std::collections::BTreeMap;
+
 use prometheus::proto::{MetricFamily, MetricType};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::State;
 use super::metrics::{counter, family, number};
@@ -179,43 +182,65 @@ fn names(state: &State, families: &mut Vec<MetricFamily>) {
     ]);
 }
 
-/// Names in `/stats`.
-pub fn name_stats(state: &State) -> serde_json::Value {
-    let resolutions = state.registry.resolutions();
-    let rows = resolutions.iter().map(|(name, of)| {
-        (name.clone(), json!({ "answered": of.answered, "failures": of.failures, "failing": of.failing }))
-    });
-    serde_json::Value::Object(rows.collect())
+/// An endpoint in `/stats`. How it is doing is left out where it is configured no more.
+#[derive(Serialize, JsonSchema)]
+pub struct UpstreamStats {
+    pub connects: u64,
+    pub connect_failures: u64,
+    pub reuses: u64,
+    pub retries: u64,
+    pub idle: u64,
+    pub active: u64,
+    pub failures: Vec<Failures>,
+    /// Of its circuit breaker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub breaker: Option<&'static str>,
+    /// From 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
+    /// The checks that are made find it well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healthy: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ejected: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drained: Option<bool>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub struct Failures {
+    pub phase: &'static str,
+    pub cause: &'static str,
+    pub requests: u64,
 }
 
 /// The part of `/stats`.
-pub fn stats(state: &State) -> serde_json::Value {
+pub fn stats(state: &State) -> BTreeMap<String, UpstreamStats> {
     let current = state.current.load();
     let rows = state.registry.endpoints.snapshot().into_iter().map(|(label, cells)| {
         let failures = Cause::ALL.into_iter().filter_map(|cause| {
             let (phase, what) = cause.names();
-            let count = sum(&cells, |cells| cells.failures[cause as usize].get());
-            (count > 0).then(|| json!({ "phase": phase, "cause": what, "requests": count }))
+            let requests = sum(&cells, |cells| cells.failures[cause as usize].get());
+            (requests > 0).then_some(Failures { phase, cause: what, requests })
         });
         let retries = |cells: &Endpoint| cells.retries.iter().map(crate::metrics::Cell::get).sum();
-        let mut row = json!({
-            "connects": sum(&cells, |cells| cells.connects.get()),
-            "connect_failures": sum(&cells, |cells| cells.connect_failures.get()),
-            "reuses": sum(&cells, |cells| cells.reuses.get()),
-            "retries": sum(&cells, retries),
-            "idle": sum(&cells, |cells| cells.idle.get()),
-            "active": sum(&cells, |cells| cells.active.get()),
-            "failures": failures.collect::<Vec<_>>(),
-        });
-        if let Some(endpoint) = current.endpoints.iter().find(|endpoint| endpoint.name == label) {
-            let report = endpoint.health.report();
-            row["breaker"] = json!(report.state.name());
-            row["score"] = json!(report.score);
-            row["healthy"] = json!(report.checked_well);
-            row["ejected"] = json!(report.ejected);
-            row["drained"] = json!(report.drained);
-        }
+        let endpoint = current.endpoints.iter().find(|endpoint| endpoint.name == label);
+        let report = endpoint.map(|endpoint| endpoint.health.report());
+        let row = UpstreamStats {
+            connects: sum(&cells, |cells| cells.connects.get()),
+            connect_failures: sum(&cells, |cells| cells.connect_failures.get()),
+            reuses: sum(&cells, |cells| cells.reuses.get()),
+            retries: sum(&cells, retries),
+            idle: sum(&cells, |cells| cells.idle.get()),
+            active: sum(&cells, |cells| cells.active.get()),
+            failures: failures.collect(),
+            breaker: report.as_ref().map(|report| report.state.name()),
+            score: report.as_ref().map(|report| report.score),
+            healthy: report.as_ref().map(|report| report.checked_well),
+            ejected: report.as_ref().map(|report| report.ejected),
+            drained: report.as_ref().map(|report| report.drained),
+        };
         (label, row)
     });
-    serde_json::Value::Object(rows.collect())
+    rows.collect()
 }

@@ -15,6 +15,7 @@ use super::{
     Added, Done, Drained, Effective, Endpoints, Entries, KernelHalf, Level, Purged, Reloaded, Seconds,
     TopSources, explain, figures, status,
 };
+use crate::admin::stats::{HealthReport, Stats};
 use crate::cache::Purge;
 use crate::lists::List;
 use crate::text::decoded;
@@ -274,22 +275,19 @@ pub static ROUTES: &[Route] = &[
         answer: Answer::Other(JSON),
         ..GET
     },
-    page("/metrics", "Everything that is counted, for Prometheus.", TEXT),
-    page("/health", "Whether it is well, in JSON: `ok`, `degraded` or `draining`.", JSON),
-    page("/healthz", "Whether the process serves.", TEXT),
-    page("/readyz", "Whether it takes requests: 503 while it drains.", TEXT),
-    page("/stats", "Sums by route and upstream, in JSON.", JSON),
+    page("/metrics", "Everything that is counted, for Prometheus.", Answer::Other(TEXT)),
+    page(
+        "/health",
+        "Whether it is well, in JSON: `ok`, `degraded` or `draining`.",
+        Answer::Json(document::<HealthReport>()),
+    ),
+    page("/healthz", "Whether the process serves.", Answer::Other(TEXT)),
+    page("/readyz", "Whether it takes requests: 503 while it drains.", Answer::Other(TEXT)),
+    page("/stats", "Sums by route and upstream, in JSON.", Answer::Json(document::<Stats>())),
 ];
 
-const fn page(path: &'static str, summary: &'static str, kind: &'static str) -> Route {
-    Route {
-        path,
-        operation: Operation::Page(path),
-        access: Access::Open,
-        summary,
-        answer: Answer::Other(kind),
-        ..GET
-    }
+const fn page(path: &'static str, summary: &'static str, answer: Answer) -> Route {
+    Route { path, operation: Operation::Page(path), access: Access::Open, summary, answer, ..GET }
 }
 
 /// A request that has found its row.
