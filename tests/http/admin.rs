@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use gateway_tests::gateway::route_to;
-use gateway_tests::{Api, Gateway, Message, Upstream};
+use gateway_tests::{Api, Gateway, Message, PATIENCE, Upstream};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -374,4 +374,34 @@ fn a_successor_answers_at_the_same_port() {
     let next = gateway.followed(|_| {});
     assert_eq!(gateway.wait(), Some(0));
     assert_eq!(api.get("/v1/status").json()["pid"], json!(next.id()));
+}
+
+/// Answers that are asked for and not read, as many as there are places: they are given up, and others have their turn.
+#[test]
+fn whoever_takes_nothing_of_its_answer_loses_its_place() {
+    const PLACES: usize = 64;
+    let upstream = Upstream::ok();
+    let mut config = route_to(&upstream.url());
+    // Far more than a socket takes by itself.
+    let denied: Vec<_> = (0..20_000).map(|n| format!("10.{}.{}.0/24", n / 256, n % 256)).collect();
+    config["kernel"] = json!({ "deny": denied });
+    let gateway = Gateway::controlled(config);
+    let api = Api::of(&gateway);
+    let whole = api.get("/v1/config").body.len();
+    let silent = (0..PLACES).map(|_| {
+        let mut stream = UnixStream::connect(gateway.directory().join("control.sock")).unwrap();
+        stream.write_all(b"GET /v1/config HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        stream
+    });
+    let silent: Vec<_> = silent.collect();
+    assert_eq!(api.get("/v1/status").status(), 200);
+    // The first of them has lost its place; the others have until now to read.
+    let taken = silent.into_iter().map(|mut stream| {
+        let mut taken = Vec::new();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.read_to_end(&mut taken).unwrap();
+        taken.len()
+    });
+    assert!(taken.min().is_some_and(|least| (1..whole).contains(&least)));
+    assert_eq!(api.get("/v1/config").body.len(), whole, "whoever reads has all of it");
 }

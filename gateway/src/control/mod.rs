@@ -14,6 +14,7 @@ pub mod figures;
 mod kernel;
 mod lists;
 mod openapi;
+mod patient;
 mod problem;
 mod process;
 mod profile;

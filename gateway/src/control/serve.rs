@@ -29,6 +29,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 
 use super::access::{self, Caller, TokenError};
+use super::patient::Patient;
 use super::problem::Problem;
 use super::profile::profile;
 use super::router::{self, Call, Operation, Route};
@@ -180,7 +181,8 @@ impl Control {
         });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(MAX_HEAD_BYTES);
-        let served = builder.keep_alive(false).serve_connection(TokioIo::new(stream), service).await;
+        let stream = TokioIo::new(Patient::new(stream, PATIENCE));
+        let served = builder.keep_alive(false).serve_connection(stream, service).await;
         served.map_err(io::Error::other)
     }
 
