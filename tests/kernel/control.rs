@@ -4,9 +4,8 @@ use gateway_tests::kernel::netns::{EDGE, Network};
 use gateway_tests::{Api, Client, Gateway, PATIENCE, Upstream};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::process::{LOUD, QUIET, budget, config, reaches};
+use crate::process::{LOUD, QUIET, budget, config, reaches, start_controlled};
 use crate::traffic::connect;
 
 /// A gateway with a control socket; more of the configuration is `kernel`.
@@ -14,17 +13,7 @@ fn start(network: &Network, upstream: &Upstream, kernel: Value) -> Gateway {
     let mut config = config(upstream, kernel);
     // The same port after a restart.
     config["listen_addr"] = json!("10.77.0.1:8080");
-    start_with(network, config)
-}
-
-fn start_with(network: &Network, mut config: Value) -> Gateway {
-    let directory = TempDir::new().unwrap();
-    config["control"] = json!({
-        "socket": directory.path().join("control.sock"), "state_file": directory.path().join("state.json")
-    });
-    let file = directory.path().join("gateway.json");
-    std::fs::write(&file, gateway_tests::gateway::complete(config)).unwrap();
-    network.gateway.run(|| Gateway::run(directory, file, |_| {}))
+    start_controlled(network, config, |_| {})
 }
 
 fn explain(gateway: &Gateway, source: &str) -> Value {
@@ -157,7 +146,7 @@ fn who_is_over_budget_is_told_until_when() {
 fn start_limited(network: &Network, upstream: &Upstream) -> Gateway {
     let mut config = config(upstream, json!({ "interfaces": [EDGE], "escalation": "slow" }));
     config["routes"][0]["rate_limits"] = json!([{ "name": "five", "limit": 5, "per": "minute" }]);
-    start_with(network, config)
+    start_controlled(network, config, |_| {})
 }
 
 /// Sends requests as `LOUD`, whatever is answered, until `seen` finds what it looks for in the document at `target`.

@@ -8,7 +8,7 @@ use gateway::datapath::sys::{LinkType, link_create};
 use gateway_tests::gateway::{command, complete, route_to};
 use gateway_tests::kernel::bpf::{Constant, XDP_PASS, without_bpf};
 use gateway_tests::kernel::netns::{EDGE, Network};
-use gateway_tests::{Client, Exit, Gateway, PATIENCE, Upstream};
+use gateway_tests::{Api, Client, Exit, Gateway, PATIENCE, Upstream};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
@@ -41,6 +41,21 @@ pub fn folder(config: &str) -> (TempDir, std::path::PathBuf) {
 /// Starts in the gateway's namespace; `adjust` may change the command.
 pub fn start(network: &Network, config: Value, adjust: impl FnOnce(&mut Command) + Send) -> Gateway {
     let (directory, file) = folder(&complete(config));
+    network.gateway.run(|| Gateway::run(directory, file, adjust))
+}
+
+/// The same with a control socket.
+pub fn start_controlled(
+    network: &Network,
+    mut config: Value,
+    adjust: impl FnOnce(&mut Command) + Send,
+) -> Gateway {
+    let directory = TempDir::new().unwrap();
+    config["control"] = json!({
+        "socket": directory.path().join("control.sock"), "state_file": directory.path().join("state.json")
+    });
+    let file = directory.path().join("gateway.json");
+    std::fs::write(&file, complete(config)).unwrap();
     network.gateway.run(|| Gateway::run(directory, file, adjust))
 }
 
@@ -134,15 +149,18 @@ fn no_kernel_leaves_it_off() {
     assert!((0..5).all(|_| is_served(&network, gateway.address)));
 }
 
-/// What the host lacks is one loud line; the gateway proxies all the same.
+/// What the host lacks is one loud line, and the admin API's answer to why; the gateway proxies all the same.
 #[test]
 fn without_the_means_it_proxies_and_says_so() {
     let network = Network::new();
     let upstream = network.gateway.run(Upstream::ok);
     let check = |lacking: &str, adjust: &(dyn Fn(&mut Command) + Sync)| {
-        let gateway = start(&network, config(&upstream, budget(1, 1)), adjust);
+        let gateway = start_controlled(&network, config(&upstream, budget(1, 1)), adjust);
         assert!(!is_attached(&network), "{lacking}");
         assert!((0..5).all(|_| is_served(&network, gateway.address)), "{lacking}");
+        let told = Api::of(&gateway).get("/v1/kernel").json();
+        assert_eq!((&told["running"], &told["figures"]), (&json!(false), &Value::Null), "{lacking}");
+        assert!(told["why_not"].as_str().is_some_and(|why| why.contains(lacking)), "{lacking}: {told}");
         // The log was waited through to "ready" before; this line came earlier, so read it all at the end.
         gateway.signal(Signal::TERM);
         let lines = gateway.log.to_end();
