@@ -1,11 +1,16 @@
 //! `gateway top` on a real terminal, beside a gateway with traffic.
 
-use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::mpsc::{self, Receiver};
+use std::{fs, thread};
 
 use gateway_tests::gateway::{command, complete};
-use gateway_tests::{Gateway, Terminal, Upstream};
+use gateway_tests::{Gateway, PATIENCE, Terminal, Upstream};
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 fn busy(upstream: &Upstream) -> Gateway {
@@ -52,6 +57,68 @@ fn figures_are_drawn_until_q_and_the_terminal_is_as_before() {
         .wait_for("the whole frame once more", |_, text| text.contains(address) && text.contains("q quit"));
     terminal.press("6");
     terminal.wait_for("that there are no such sources", |_, text| text.contains("nobody is refused much"));
+    terminal.press("q");
+    assert_eq!(terminal.end(), Some(0));
+}
+
+/// A socket beside the gateway's own that passes everything on, and says what is asked for.
+fn overhear(gateway: &Gateway, at: &Path) -> Receiver<String> {
+    let (says, said) = mpsc::channel();
+    let (listener, to) =
+        (UnixListener::bind(at).expect("a folder"), gateway.directory().join("control.sock"));
+    thread::spawn(move || {
+        for asks in listener.incoming().map_while(Result::ok) {
+            let mut asks = BufReader::new(asks);
+            let mut line = String::new();
+            let mut answers = UnixStream::connect(&to).expect("the gateway listens");
+            if asks.read_line(&mut line).is_err() || says.send(line.clone()).is_err() {
+                return;
+            }
+            answers.write_all(line.as_bytes()).expect("it reads");
+            let (mut back, mut forth) = (
+                answers.try_clone().expect("a descriptor"),
+                asks.get_ref().try_clone().expect("a descriptor"),
+            );
+            thread::spawn(move || io::copy(&mut asks, &mut answers));
+            // Either may leave first.
+            let _ = io::copy(&mut back, &mut forth);
+            let _ = forth.shutdown(Shutdown::Both);
+        }
+    });
+    said
+}
+
+#[test]
+fn sources_are_asked_for_while_they_are_shown() {
+    let upstream = Upstream::ok();
+    let gateway = busy(&upstream);
+    let (file, socket) = (gateway.directory().join("other.json"), gateway.directory().join("other.sock"));
+    let said = overhear(&gateway, &socket);
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&gateway.file).unwrap()).unwrap();
+    config["control"]["socket"] = json!(socket);
+    fs::write(&file, config.to_string()).expect("there is room for a file");
+    let mut terminal =
+        Terminal::run(command(gateway.directory()).arg("top").arg("--config").arg(&file), 100, 30);
+    // What is asked for between two looks.
+    let look = || -> String {
+        let asked = std::iter::from_fn(|| Some(said.recv_timeout(PATIENCE).expect("a look")));
+        asked
+            .map(|line| line.split(' ').nth(1).expect("a target").to_owned())
+            .take_while(|path| path != "/v1/status")
+            .collect()
+    };
+    assert_eq!(look(), "");
+    for _ in 0..2 {
+        assert_eq!(look(), "/metrics");
+    }
+    terminal.press("6");
+    terminal.wait_for("the pane", |_, text| text.contains("nobody is refused much"));
+    // At once, and with the looks that follow.
+    assert_eq!(look(), "/metrics/v1/sources");
+    assert_eq!(look(), "/metrics/v1/sources");
+    terminal.press("2");
+    terminal.wait_for("the other pane", |_, text| text.contains("/orders"));
+    while look() != "/metrics" {}
     terminal.press("q");
     assert_eq!(terminal.end(), Some(0));
 }

@@ -217,16 +217,17 @@ fn kernel(figures: &Figures) -> Listing {
 }
 
 fn sources(figures: &Figures) -> Listing {
-    let rows = figures.now.sources.iter().map(|of| {
+    let rows = figures.now.sources.iter().flatten().map(|of| {
         let values =
             vec![Value::Text(of.address.clone()), Value::Count(of.refused), Value::Text(of.what.clone())];
         Row { values, mood: Mood::Ailing }
     });
-    Listing {
-        columns: &["source", "refused", "of what"],
-        rows: rows.collect(),
-        empty: "nobody is refused much",
-    }
+    let empty = match figures.now.sources {
+        // The answer is on its way.
+        None => "......................",
+        Some(_) => "nobody is refused much",
+    };
+    Listing { columns: &["source", "refused", "of what"], rows: rows.collect(), empty }
 }
 
 #[cfg(test)]

@@ -13,11 +13,13 @@ mod view;
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use ratatui::crossterm::event::{self, Event};
+use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -25,7 +27,7 @@ use super::{NOT_REACHED, REFUSED, socket, time};
 use crate::config::{self, Config};
 use crate::control::{self, Request, Status, TopSources};
 use keys::Chosen;
-use listing::Listing;
+use listing::{Listing, Pane};
 use model::Figures;
 use sample::{Sample, Source};
 use view::Shown;
@@ -44,6 +46,8 @@ enum Heard {
     Resized,
     /// What a look at the gateway has shown, or why nothing.
     Seen(Instant, Result<Box<Sample>, String>),
+    /// Who is refused much, for the pane of that that has just come up.
+    Sources(Result<Vec<Source>, String>),
     /// Nobody will press a key any more.
     Deaf,
 }
@@ -54,7 +58,8 @@ impl Top {
             eprintln!("gateway: top draws on a terminal, which this is not: try `gateway status --json`");
             return config::UNREADABLE.into();
         }
-        let first = socket(config).and_then(|socket| Ok((socket.to_owned(), Instant::now(), look(socket)?)));
+        let first = socket(config)
+            .and_then(|socket| Ok((socket.to_owned(), Instant::now(), look(socket, Pane::Overview)?)));
         let (socket, at, sample) = match first {
             Ok(first) => first,
             Err(error) => {
@@ -81,12 +86,14 @@ fn show(mut screen: Screen, socket: &Path, interval: Duration) -> io::Result<()>
         let (mut terminate, mut hangup) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
         let mut interrupt = signal(SignalKind::interrupt())?;
         let (sender, mut heard) = mpsc::unbounded_channel();
+        let (turn, panes) = channel();
         let _restored = Restored;
         let mut terminal = ratatui::try_init()?;
         listen(sender.clone());
-        watch(socket, interval, sender);
+        watch(socket, interval, sender, panes);
         loop {
             terminal.draw(|frame| view::draw(frame, &screen.chosen, &screen.shown))?;
+            let pane = screen.chosen.pane;
             let goes_on = tokio::select! {
                 heard = heard.recv() => heard.is_some_and(|heard| screen.hear(heard)),
                 _ = terminate.recv() => false,
@@ -95,6 +102,10 @@ fn show(mut screen: Screen, socket: &Path, interval: Duration) -> io::Result<()>
             };
             if !goes_on {
                 return Ok(());
+            }
+            if screen.chosen.pane != pane {
+                // Nobody is there any more only when this ends.
+                let _ = turn.send(screen.chosen.pane);
             }
         }
     })
@@ -128,30 +139,55 @@ fn listen(heard: mpsc::UnboundedSender<Heard>) {
 }
 
 /// Looks at the gateway, in a thread of its own: an answer may be long in coming, and keys are not to wait for it.
-fn watch(socket: &Path, interval: Duration, heard: mpsc::UnboundedSender<Heard>) {
+/// `panes`: each that comes up, for which what it lacks is asked for at once.
+fn watch(socket: &Path, interval: Duration, heard: mpsc::UnboundedSender<Heard>, panes: Receiver<Pane>) {
     let socket = socket.to_owned();
     thread::spawn(move || {
+        let (mut pane, mut due) = (Pane::Overview, Instant::now() + interval);
         loop {
-            thread::sleep(interval);
-            let seen = look(&socket).map(Box::new);
-            if heard.send(Heard::Seen(Instant::now(), seen)).is_err() {
+            let sent = match panes.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(Pane::Sources) => {
+                    pane = Pane::Sources;
+                    heard.send(Heard::Sources(sources(&socket)))
+                }
+                Ok(other) => {
+                    pane = other;
+                    Ok(())
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let seen = look(&socket, pane).map(Box::new);
+                    due = Instant::now() + interval;
+                    heard.send(Heard::Seen(Instant::now(), seen))
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if sent.is_err() {
                 return;
             }
         }
     });
 }
 
-fn look(socket: &Path) -> Result<Sample, String> {
-    let get = |target| match control::fetch(socket, &Request::get(target)) {
-        Ok(answer) => answer,
-        Err(error) => Err(error.to_string()),
-    };
-    let nonsense = |error| format!("what answers is no gateway of this version: {error}");
-    let status: Status = serde_json::from_slice(&get("/v1/status")?).map_err(nonsense)?;
-    let exposition = String::from_utf8(get("/metrics")?).map_err(|error| error.to_string())?;
-    let sources: TopSources = serde_json::from_slice(&get("/v1/sources")?).map_err(nonsense)?;
+/// What all panes show, and what `pane` shows besides: the kernel half's map is read for that.
+fn look(socket: &Path, pane: Pane) -> Result<Sample, String> {
+    let status: Status = document(socket, "/v1/status")?;
+    let exposition = String::from_utf8(get(socket, "/metrics")?).map_err(|error| error.to_string())?;
     let sample = Sample::new(status.version, status.pid, &exposition);
-    Ok(Sample { sources: Source::all(sources), ..sample })
+    let sources = (pane == Pane::Sources).then(|| sources(socket)).transpose()?;
+    Ok(Sample { sources, ..sample })
+}
+
+fn sources(socket: &Path) -> Result<Vec<Source>, String> {
+    document::<TopSources>(socket, "/v1/sources").map(Source::all)
+}
+
+fn document<T: DeserializeOwned>(socket: &Path, target: &'static str) -> Result<T, String> {
+    serde_json::from_slice(&get(socket, target)?)
+        .map_err(|error| format!("what answers is no gateway of this version: {error}"))
+}
+
+fn get(socket: &Path, target: &'static str) -> Result<Vec<u8>, String> {
+    control::fetch(socket, &Request::get(target)).unwrap_or_else(|error| Err(error.to_string()))
 }
 
 /// What is shown, and what it comes from.
@@ -174,6 +210,10 @@ impl Screen {
             Heard::Resized => {}
             Heard::Seen(_, Err(error)) => self.shown.trouble = Some(error),
             Heard::Seen(at, Ok(sample)) => self.see(at, *sample),
+            Heard::Sources(Err(error)) => self.shown.trouble = Some(error),
+            Heard::Sources(Ok(sources)) => {
+                self.shown.figures.iter_mut().for_each(|of| of.now.sources = Some(sources.clone()));
+            }
             Heard::Deaf => return false,
         }
         true

@@ -37,7 +37,8 @@ pub struct Sample {
     pub cache: Cache,
     /// `None`: the kernel half does not run.
     pub kernel: Option<Kernel>,
-    pub sources: Vec<Source>,
+    /// `None`: nobody has asked.
+    pub sources: Option<Vec<Source>>,
 }
 
 /// Somebody who is refused much, by either half.

@@ -76,7 +76,7 @@ fn busy(seconds: u64) -> Sample {
             .into(),
             penalised: 1,
         }),
-        sources: Source::all(TopSources {
+        sources: Some(Source::all(TopSources {
             connections: Some(vec![LoudSource {
                 source: "198.51.100.7".parse().expect("an address"),
                 refused: 70_000 * seconds,
@@ -89,7 +89,7 @@ fn busy(seconds: u64) -> Sample {
                 refused: 400,
                 ignored: 120,
             }],
-        }),
+        })),
         ..Sample::default()
     }
 }
