@@ -30,6 +30,7 @@ mod names;
 mod openapi;
 mod overload;
 mod paths;
+mod plain;
 mod profile;
 mod quick_start;
 mod ranks;

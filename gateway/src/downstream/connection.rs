@@ -2,15 +2,18 @@
 //!
 //! The only place on this side that knows hyper's connection type.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::{Method, Response};
 use http_body::Body as _;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -18,13 +21,14 @@ use tokio::net::TcpStream;
 
 use super::crowd::Seat;
 use super::io::{Half, Io};
+use super::plain::{self, Turn};
 use super::proxy_protocol;
 use super::warm::Warm;
 use crate::config::Config;
 use crate::limit::concurrency::Permit;
-use crate::proxy::Proxy;
 use crate::proxy::client::{Client, Phase};
 use crate::proxy::identity::Identity;
+use crate::proxy::{Body, Proxy};
 use crate::proxy::{forgotten, identity};
 use crate::timer::{Tick, Timer};
 
@@ -37,11 +41,15 @@ const LINGER: Duration = Duration::from_secs(2);
 const BUFFER_BYTES: usize = 64 * 1024;
 /// hyper keeps this many on the stack; another number costs an allocation per request.
 const DEFAULT_MAX_HEADERS: usize = 100;
+/// Plain requests in a row after which hyper is let go of: to build it again costs as much as it saves in two or three.
+const PLAIN_AGAIN: u32 = 8;
 
 /// How a stretch with a hyper connection ended.
 enum End {
     /// Between two requests, with its buffers given back.
     Parked,
+    /// The same, and what comes now may well do without hyper.
+    Plain,
     /// Nothing more is to be sent.
     Finished,
     /// hyper refused a head with this status and wrote nothing.
@@ -148,7 +156,7 @@ async fn converse(proxy: &Rc<Proxy>, warm: &Warm, io: &Rc<Io>) {
         warm.admit(io);
         // Boxed so that a parked connection's task is small.
         match Box::pin(run(proxy, io)).await {
-            End::Parked => continue,
+            End::Parked | End::Plain => continue,
             End::Finished => {
                 let stall = proxy.local().snapshot.config.timeouts.body_stall;
                 client.timer.arm(proxy.wheel.now().plus(stall));
@@ -216,12 +224,47 @@ fn count_expiry(proxy: &Proxy, io: &Io) {
     if idle { ended.idle.add(1) } else { ended.head.add(1) }
 }
 
+/// Serves until something is to be done that needs no buffers.
 async fn run(proxy: &Rc<Proxy>, io: &Rc<Io>) -> End {
+    let stall = Timer::new(&proxy.wheel);
+    loop {
+        let turn = {
+            let mut plain = pin!(plain::serve(proxy, io));
+            watched(proxy, io, &stall, |cx| plain.as_mut().poll(cx).map(Ok)).await
+        };
+        let answered = match turn {
+            Ok(Turn::Hyper(answered)) => answered,
+            Ok(Turn::Finished) => return End::Finished,
+            Ok(Turn::Aborted) => return End::Aborted,
+            Err(end) => return end,
+        };
+        match run_hyper(proxy, io, &stall, answered).await {
+            End::Plain => {}
+            end => return end,
+        }
+    }
+}
+
+/// Has hyper read and write; `answered`: the answer to what it reads first, where there is one already.
+async fn run_hyper(proxy: &Rc<Proxy>, io: &Rc<Io>, stall: &Timer, answered: Option<Response<Body>>) -> End {
     let client = &io.client;
-    let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
+    let answered = Cell::new(answered);
+    let plain = Cell::new(0);
+    let service = service_fn(|request: http::Request<Incoming>| {
+        let whole = request.is_end_stream();
+        plain.set(if whole && request.method() == Method::GET { plain.get() + 1 } else { 0 });
         // Now and not when the answer is first polled: hyper reads on in between, and may find the end.
-        client.phase.set(if request.is_end_stream() { Phase::Received } else { Phase::Receiving });
-        proxy.clone().respond(client.clone(), request)
+        client.phase.set(if whole { Phase::Received } else { Phase::Receiving });
+        let (proxy, client, answered) = (proxy.clone(), client.clone(), answered.take());
+        async move {
+            match answered {
+                Some(answered) => Ok(answered),
+                None => {
+                    let local = proxy.local();
+                    proxy.respond(local, client, request.map(Some)).await
+                }
+            }
+        }
     });
     // The snapshot is not kept: a connection would hold an old one, and its upstream connections, for life.
     let buffer_bytes = buffer_bytes(&proxy.local().snapshot.config);
@@ -229,31 +272,50 @@ async fn run(proxy: &Rc<Proxy>, io: &Rc<Io>) -> End {
     io.hyper_holds.set(4 * buffer_bytes as u64);
     let builder = builder(&proxy.local().snapshot.config);
     let mut http = builder.serve_connection(TokioIo::new(Half(io.clone())), service);
-    let stall = Timer::new(&proxy.wheel);
-    let end = poll_fn(|cx| {
-        if (io.evicted.get() || proxy.blocks(client)) && !io.client.is_busy() && !io.blocked.get() {
-            return Poll::Ready(End::Aborted);
-        }
-        if let Poll::Ready(result) = Pin::new(&mut http).poll(cx) {
-            return Poll::Ready(match (result, io.refused()) {
-                (Err(error), Some(status)) if error.is_parse() => End::Refused(status),
-                // Such as the beginning of HTTP/2, to which hyper has no answer.
-                (Err(error), None) if error.is_parse() && !io.client.is_busy() => End::Refused(400),
-                (Err(error), _) if !error.is_parse() => End::Aborted,
-                _ => End::Finished,
-            });
-        }
-        poll_between(proxy, io, &stall, cx)
-    })
-    .await;
+    let end = watched(proxy, io, stall, |cx| match Pin::new(&mut http).poll(cx) {
+        Poll::Ready(result) => Poll::Ready(Ok(match (result, io.refused()) {
+            (Err(error), Some(status)) if error.is_parse() => End::Refused(status),
+            // Such as the beginning of HTTP/2, to which hyper has no answer.
+            (Err(error), None) if error.is_parse() && !io.client.is_busy() => End::Refused(400),
+            (Err(error), _) if !error.is_parse() => End::Aborted,
+            _ => End::Finished,
+        })),
+        Poll::Pending if plain.get() >= PLAIN_AGAIN && is_between(io) => Poll::Ready(Ok(End::Plain)),
+        Poll::Pending => Poll::Pending,
+    });
+    let end = end.await.unwrap_or_else(|end| end);
     client.lines.take();
-    if let End::Parked = end {
+    if let End::Parked | End::Plain = end {
         io.put_back(http.into_parts().read_buf);
     }
     end
 }
 
-/// What is looked at whenever hyper has nothing to do.
+/// Takes a step whenever something has happened, until one is the last, or a deadline or the other end ends it.
+async fn watched<T>(
+    proxy: &Proxy,
+    io: &Io,
+    stall: &Timer,
+    mut step: impl FnMut(&mut Context<'_>) -> Poll<Result<T, End>>,
+) -> Result<T, End> {
+    poll_fn(|cx| {
+        if (io.evicted.get() || proxy.blocks(&io.client)) && !io.client.is_busy() && !io.blocked.get() {
+            return Poll::Ready(Err(End::Aborted));
+        }
+        match step(cx) {
+            Poll::Ready(last) => Poll::Ready(last),
+            Poll::Pending => poll_between(proxy, io, stall, cx).map(Err),
+        }
+    })
+    .await
+}
+
+/// Nothing of a request is here, and nothing of an answer is left.
+fn is_between(io: &Io) -> bool {
+    io.client.phase.get() == Phase::Idle && !io.blocked.get()
+}
+
+/// What is looked at whenever there is nothing to do.
 fn poll_between(proxy: &Proxy, io: &Io, stall: &Timer, cx: &mut Context<'_>) -> Poll<End> {
     let client = &io.client;
     let released = io.poll_release_held(cx);
@@ -295,7 +357,7 @@ fn poll_between(proxy: &Proxy, io: &Io, stall: &Timer, cx: &mut Context<'_>) -> 
         stall.register(cx.waker());
         stall.arm(due.min(judged));
     }
-    if io.park.get() && client.phase.get() == Phase::Idle && !io.blocked.get() {
+    if io.park.get() && is_between(io) {
         return Poll::Ready(End::Parked);
     }
     Poll::Pending

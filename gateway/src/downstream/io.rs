@@ -29,16 +29,26 @@ enum Stream {
 /// `writev`; above it, copying costs more.
 const FLAT_BYTES: usize = 4 * 1024;
 
-/// What a worker's connections put small answers together in.
-pub type Scratch = Rc<RefCell<Vec<u8>>>;
+/// Longer heads are hyper's to read.
+const HEAD_BYTES: usize = 8 * 1024;
+
+/// What a worker's connections use in turn, and none keeps: where small answers are put together, and where heads are
+/// read into.
+#[derive(Default)]
+pub struct Scratch {
+    answer: RefCell<Vec<u8>>,
+    head: RefCell<Vec<u8>>,
+}
 
 pub struct Io {
     pub client: Rc<Client>,
     stream: RefCell<Stream>,
-    scratch: Scratch,
+    scratch: Rc<Scratch>,
     framing: RefCell<Framing>,
-    /// Read before hyper was rebuilt, to be read again.
+    /// Read, but by nobody who used it: to be read again.
     unread: RefCell<Bytes>,
+    /// It has not been looked at either.
+    unseen: Cell<bool>,
     /// hyper's own refusal, not written.
     held: Cell<Option<&'static [u8]>>,
     /// The client sends no more.
@@ -77,7 +87,7 @@ const REFUSALS: [(&[u8], u16); 3] = [
 ];
 
 impl Io {
-    pub fn new(stream: TcpStream, client: Rc<Client>, scratch: Scratch) -> Rc<Self> {
+    pub fn new(stream: TcpStream, client: Rc<Client>, scratch: Rc<Scratch>) -> Rc<Self> {
         let now = client.timer.now();
         Rc::new(Self {
             client,
@@ -85,6 +95,7 @@ impl Io {
             scratch,
             framing: RefCell::default(),
             unread: RefCell::default(),
+            unseen: Cell::new(false),
             held: Cell::new(None),
             ended: Cell::new(false),
             ahead: Cell::new(false),
@@ -131,12 +142,76 @@ impl Io {
         *self.unread.borrow_mut() = if bytes.is_empty() { Bytes::new() } else { bytes };
     }
 
+    /// Puts back what nobody has looked at: whoever reads it next will.
+    pub fn put_back_unseen(&self, bytes: Bytes) {
+        self.unseen.set(!bytes.is_empty());
+        self.put_back(bytes);
+    }
+
+    /// What has come, up to the length of most heads, for somebody who looks at it himself; empty: the end of it.
+    pub fn poll_head(&self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        let unread = self.unread.take();
+        if !unread.is_empty() {
+            return Poll::Ready(Ok(unread));
+        }
+        let mut room = self.scratch.head.borrow_mut();
+        room.resize(HEAD_BYTES, 0);
+        let mut head = ReadBuf::new(&mut room);
+        ready!(self.poll_read_raw(cx, &mut head))?;
+        self.ahead.set(false);
+        if head.filled().is_empty() {
+            self.ended.set(true);
+        } else {
+            self.unseen.set(true);
+            self.count(head.filled().len());
+        }
+        Poll::Ready(Ok(Bytes::copy_from_slice(head.filled())))
+    }
+
+    /// The head that [`Self::poll_head`] gave was a whole request, and `rest` lies behind it.
+    pub fn head_was_whole(&self, rest: Bytes) {
+        // What came before ends here, too.
+        self.framing.borrow_mut().skip();
+        self.client.head_began();
+        self.unseen.set(self.unseen.get() && !rest.is_empty());
+        self.put_back(rest);
+    }
+
+    /// The request that began with `head` is for somebody else to read after all.
+    pub fn read_again(&self, head: Bytes) {
+        let rest = self.unread.take();
+        self.put_back(if rest.is_empty() { head } else { [head, rest].concat().into() });
+    }
+
+    /// Sends the beginning of an answer: the head that `write` writes, and as much of `piece` as the socket takes with
+    /// it. What is left of the head comes back, and how much of `piece` has gone.
+    pub fn begin_answer(
+        &self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(&mut Vec<u8>),
+        piece: &[u8],
+    ) -> io::Result<(Vec<u8>, usize)> {
+        let mut head = self.scratch.answer.borrow_mut();
+        head.clear();
+        write(&mut head);
+        let length = head.len();
+        let sent = if length + piece.len() <= FLAT_BYTES {
+            head.extend_from_slice(piece);
+            self.poll_write_raw(cx, &head)
+        } else {
+            self.poll_write_pieces(cx, &[IoSlice::new(&head), IoSlice::new(piece)])
+        };
+        let sent = match sent {
+            Poll::Ready(sent) => sent?,
+            Poll::Pending => 0,
+        };
+        Ok((head[sent.min(length)..length].to_vec(), sent.saturating_sub(length)))
+    }
+
     /// Takes in what was read from the socket before there was an `Io`.
     pub fn read_before(&self, bytes: Bytes) {
-        if !bytes.is_empty() {
-            self.saw(&bytes);
-            self.put_back(bytes);
-        }
+        self.count(bytes.len());
+        self.put_back_unseen(bytes);
     }
 
     /// Sends interim responses, unless bytes of an earlier response are still on their way.
@@ -263,7 +338,7 @@ impl Io {
         let Some((status, rest)) = status_line.map(|end| pieces[0].split_at(end + 1)) else {
             return Poll::Ready(Err(io::Error::other("a response that does not begin with its status line")));
         };
-        let mut flat = self.scratch.borrow_mut();
+        let mut flat = self.scratch.answer.borrow_mut();
         flat.clear();
         flat.extend_from_slice(status);
         flat.extend_from_slice(lines);
@@ -287,16 +362,19 @@ impl Io {
     }
 
     /// Writes what has to go before anything that hyper writes.
-    fn poll_write_before(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub fn poll_write_before(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_first(cx))?;
         self.poll_release_held(cx)
     }
 
-    /// Looks at what one read brought.
-    fn saw(&self, bytes: &[u8]) {
+    fn count(&self, read: usize) {
         self.used.set(true);
         self.moved.set(self.client.timer.now());
-        self.bytes.set(self.bytes.get() + bytes.len() as u64);
+        self.bytes.set(self.bytes.get() + read as u64);
+    }
+
+    /// Looks at what one read brought.
+    fn saw(&self, bytes: &[u8]) {
         let phase = self.client.phase.get();
         let mut framing = self.framing.borrow_mut();
         if phase == Phase::Receiving
@@ -322,6 +400,9 @@ impl AsyncRead for Half {
         let io = &self.0;
         let mut unread = io.unread.borrow_mut();
         if !unread.is_empty() {
+            if io.unseen.take() {
+                io.saw(&unread);
+            }
             let n = unread.len().min(buf.remaining());
             buf.put_slice(&unread.split_to(n));
             return Poll::Ready(Ok(()));
@@ -332,6 +413,7 @@ impl AsyncRead for Half {
         let new = &buf.filled()[before..];
         io.ahead.set(false);
         if !new.is_empty() {
+            io.count(new.len());
             io.saw(new);
         } else if buf.remaining() > 0 {
             io.ended.set(true);
@@ -376,7 +458,7 @@ impl AsyncWrite for Half {
             return io.poll_write_head(cx, &mut lines, pieces);
         }
         if pieces.iter().map(|piece| piece.len()).sum::<usize>() <= FLAT_BYTES {
-            let mut flat = io.scratch.borrow_mut();
+            let mut flat = io.scratch.answer.borrow_mut();
             flat.clear();
             pieces.iter().for_each(|piece| flat.extend_from_slice(piece));
             return io.poll_write_raw(cx, &flat);
@@ -415,7 +497,7 @@ mod tests {
         let (stream, peer) = listener.accept().await.unwrap();
         let task = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
         let client = Client::new(peer, wheel, TICK, &task);
-        (Io::new(stream, client, Scratch::default()), reader)
+        (Io::new(stream, client, Rc::default()), reader)
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ pub const CAPACITY: usize = 256;
 
 #[derive(Default)]
 pub struct Warm {
-    pub scratch: Scratch,
+    pub scratch: Rc<Scratch>,
     queue: RefCell<VecDeque<Weak<Io>>>,
 }
 

@@ -25,7 +25,6 @@ pub fn stored(entry: &Entry, age: Duration, ask: Ask<'_>, status: Status) -> (Re
     if !(ask.seen.caching || ask.seen.expect || ask.is_head()) {
         let mut response = Response::new(());
         *response.status_mut() = entry.status;
-        *response.headers_mut() = ask.local.arena.map(0);
         let mut lines = ask.client.lines.borrow_mut();
         lines.extend_from_slice(&entry.lines);
         lines::write_number(&mut lines, &AGE, age.as_secs());

@@ -32,12 +32,12 @@ pub enum RequestBody {
 }
 
 impl RequestBody {
-    /// Wraps what the client sends, so that its end is noticed.
-    pub fn new(body: Incoming, client: &Rc<Client>) -> Self {
-        if body.is_end_stream() {
+    /// Wraps what the client sends, so that its end is noticed; `None`: that is nothing.
+    pub fn new(body: Option<Incoming>, client: &Rc<Client>) -> Self {
+        let Some(body) = body.filter(|body| !body.is_end_stream()) else {
             client.request_ended();
             return Self::Empty;
-        }
+        };
         client.starved.set(false);
         client.body_left.set(body.size_hint().exact().unwrap_or(0));
         Self::Incoming { body, client: client.clone() }

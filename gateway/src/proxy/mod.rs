@@ -230,13 +230,13 @@ impl Proxy {
         self.draining.get() || self.blocks(client)
     }
 
-    /// Answers one request; every failure is a response.
+    /// Answers one request under what is in force; every failure is a response.
     pub async fn respond(
         self: Rc<Self>,
+        local: Rc<Local>,
         client: Rc<Client>,
-        request: Request<Incoming>,
+        request: Request<Option<Incoming>>,
     ) -> Result<Response<Body>, Infallible> {
-        let local = self.local();
         client.header_read.set(local.snapshot.config.timeouts.header_read);
         let mut exchange = Exchange::begin(&client, &local);
         let trusted = client.standing(&local.snapshot).trusted;
@@ -282,8 +282,7 @@ impl Proxy {
             Err(failure) => {
                 // A body that waits for 100 and does not get it is not read: hyper ends the connection.
                 let last = last || expects && client.phase.get() == Phase::Receiving;
-                let mut response =
-                    refuse(failure, wants, &request_id, &self.date.borrow(), last, &local, exchange);
+                let mut response = refuse(failure, wants, &request_id, &self.date.borrow(), last, exchange);
                 // The next that hyper writes may be a 100.
                 if expects {
                     lines::take_back(&mut client.lines.borrow_mut(), response.headers_mut());
@@ -307,7 +306,7 @@ async fn answer(
     exchange: &mut Exchange,
     mut seen: Seen,
     told: Told<'_>,
-    request: Request<Incoming>,
+    request: Request<Option<Incoming>>,
 ) -> Result<(Response<()>, Source), Failure> {
     let Told { trusted, request_id, trace } = told;
     let client = exchange.client().clone();
@@ -418,7 +417,6 @@ fn refuse(
     request_id: &HeaderValue,
     date: &HeaderValue,
     last: bool,
-    local: &Local,
     mut exchange: Exchange,
 ) -> Response<Body> {
     let client = exchange.client().clone();
@@ -431,7 +429,6 @@ fn refuse(
     exchange.answer(status);
     let mut response = Response::new(Body::full(Bytes::from(body), exchange));
     *response.status_mut() = status;
-    *response.headers_mut() = local.arena.map(1);
     if last || closes {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -513,6 +510,11 @@ impl Local {
     fn pool(&self, endpoint: &Arc<Endpoint>) -> Rc<Pool> {
         let (shared, config) = ((self.arena.clone(), self.dice.clone()), &self.snapshot.config);
         Pool::new(endpoint.clone(), self.worker, shared, &config.upstreams, config.timeouts.upstream_idle)
+    }
+
+    /// What heads of either side are read with.
+    pub fn arena(&self) -> &Arena {
+        &self.arena
     }
 
     /// Notes how a request of a peer ended. The first of a connection is told with the next sweep, the others when

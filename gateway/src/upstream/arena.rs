@@ -70,7 +70,7 @@ impl Arena {
     /// Takes a map that is not needed any more.
     pub fn recycle(&self, mut map: HeaderMap) {
         let mut spare = self.spare.borrow_mut();
-        if spare.len() < SPARE_MAPS && map.capacity() <= SPARE_FIELDS {
+        if spare.len() < SPARE_MAPS && (1..=SPARE_FIELDS).contains(&map.capacity()) {
             map.clear();
             spare.push(map);
         }

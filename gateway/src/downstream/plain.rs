@@ -1,0 +1,126 @@
+//! Plain exchanges, most of all there are: a request that came whole and has no body, a response whose length is known.
+//!
+//! They go by without hyper, whose ways for everything a message can be cost them as much as all that is decided
+//! about them. The first that is not plain ends this, and hyper reads it. The story of a request is the same on
+//! either way (`Proxy::respond`), so are its deadlines, which `connection` watches.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes};
+use http::header::CONNECTION;
+use http::{HeaderValue, Response};
+use http_body::Body as _;
+
+use super::head::{self, Head};
+use super::io::Io;
+use crate::proxy::client::Phase;
+use crate::proxy::{Body, Local, Proxy};
+
+/// Why no more plain exchanges come.
+pub enum Turn {
+    /// The next one is for hyper, which finds it unread; where it has been answered, with what.
+    Hyper(Option<Response<Body>>),
+    /// Nothing more is to be sent.
+    Finished,
+    /// The socket failed, or the response broke off.
+    Aborted,
+}
+
+/// Serves one plain exchange after the other.
+pub async fn serve(proxy: &Rc<Proxy>, io: &Rc<Io>) -> Turn {
+    loop {
+        let Ok(mut bytes) = poll_fn(|cx| io.poll_head(cx)).await else { return Turn::Aborted };
+        if bytes.is_empty() {
+            return Turn::Finished;
+        }
+        let local = proxy.local();
+        let bounds = &local.snapshot.config.head;
+        let Some(Head { request, length, last }) = head::read(&bytes, bounds, local.arena()) else {
+            io.put_back(bytes);
+            return Turn::Hyper(None);
+        };
+        io.head_was_whole(bytes.split_off(length));
+        io.client.phase.set(Phase::Received);
+        let request = request.map(|()| None);
+        let Ok(mut response) = proxy.clone().respond(local.clone(), io.client.clone(), request).await;
+        let Some(length) = length_of(&response) else {
+            io.read_again(bytes);
+            return Turn::Hyper(Some(response));
+        };
+        drop(bytes);
+        if last {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let last = last || response.headers().contains_key(CONNECTION);
+        match send(&local, io, response, length).await {
+            Ok(()) if last => return Turn::Finished,
+            Ok(()) => {}
+            Err(_) => return Turn::Aborted,
+        }
+    }
+}
+
+/// `None`: where its body ends has to be said in it.
+fn length_of(response: &Response<Body>) -> Option<u64> {
+    let length = response.body().size_hint().exact()?;
+    (length == 0 || head::may_have_a_body(response.status())).then_some(length)
+}
+
+/// Sends `response`, whose body has `length` bytes.
+async fn send(local: &Local, io: &Io, response: Response<Body>, length: u64) -> io::Result<()> {
+    let (parts, body) = response.into_parts();
+    let mut body = Rest { body: Some(body).filter(|body| !body.is_end_stream()), bytes: length };
+    // What has come goes out with the head; for what has not, the head does not wait.
+    let mut piece = match poll_fn(|cx| Poll::Ready(body.poll_piece(cx))).await {
+        Poll::Ready(piece) => piece?.unwrap_or_default(),
+        Poll::Pending => Bytes::new(),
+    };
+    poll_fn(|cx| io.poll_write_before(cx)).await?;
+    let write = |out: &mut Vec<u8>| {
+        let mut lines = io.client.lines.borrow_mut();
+        head::write_response(&parts, &lines, length, out);
+        lines.clear();
+    };
+    let (left, sent) = poll_fn(|cx| Poll::Ready(io.begin_answer(cx, write, &piece))).await?;
+    local.arena().recycle(parts.headers);
+    io.write_all(&left, || true).await?;
+    piece.advance(sent);
+    loop {
+        io.write_all(&piece, || true).await?;
+        match poll_fn(|cx| body.poll_piece(cx)).await? {
+            Some(next) => piece = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// What is still to be taken from a body. It is let go of at its end and not behind it: the account is written then.
+struct Rest {
+    body: Option<Body>,
+    bytes: u64,
+}
+
+impl Rest {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        loop {
+            let Some(body) = &mut self.body else { return Poll::Ready(Ok(None)) };
+            let frame = ready!(Pin::new(&mut *body).poll_frame(cx)).transpose().map_err(io::Error::other)?;
+            if frame.is_none() || body.is_end_stream() {
+                self.body = None;
+            }
+            // Trailers have no place behind a body of known length.
+            let piece = frame.and_then(|frame| frame.into_data().ok());
+            self.bytes = match self.bytes.checked_sub(piece.as_ref().map_or(0, |piece| piece.len() as u64)) {
+                Some(left) if left == 0 || self.body.is_some() => left,
+                _ => return Poll::Ready(Err(io::Error::other("the body is not as long as its head says"))),
+            };
+            if piece.is_some() {
+                return Poll::Ready(Ok(piece));
+            }
+        }
+    }
+}
