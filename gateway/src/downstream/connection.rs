@@ -246,7 +246,12 @@ async fn run(proxy: &Rc<Proxy>, io: &Rc<Io>) -> End {
 }
 
 /// Has hyper read and write; `answered`: the answer to what it reads first, where there is one already.
-async fn run_hyper(proxy: &Rc<Proxy>, io: &Rc<Io>, stall: &Timer, answered: Option<Response<Body>>) -> End {
+async fn run_hyper(
+    proxy: &Rc<Proxy>,
+    io: &Rc<Io>,
+    stall: &Timer,
+    answered: Option<Box<Response<Body>>>,
+) -> End {
     let client = &io.client;
     let answered = Cell::new(answered);
     let plain = Cell::new(0);
@@ -258,7 +263,7 @@ async fn run_hyper(proxy: &Rc<Proxy>, io: &Rc<Io>, stall: &Timer, answered: Opti
         let (proxy, client, answered) = (proxy.clone(), client.clone(), answered.take());
         async move {
             match answered {
-                Some(answered) => Ok(answered),
+                Some(answered) => Ok(*answered),
                 None => {
                     let local = proxy.local();
                     proxy.respond(local, client, request.map(Some)).await

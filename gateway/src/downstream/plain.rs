@@ -23,7 +23,7 @@ use crate::proxy::{Body, Local, Proxy};
 /// Why no more plain exchanges come.
 pub enum Turn {
     /// The next one is for hyper, which finds it unread; where it has been answered, with what.
-    Hyper(Option<Response<Body>>),
+    Hyper(Option<Box<Response<Body>>>),
     /// Nothing more is to be sent.
     Finished,
     /// The socket failed, or the response broke off.
@@ -49,7 +49,7 @@ pub async fn serve(proxy: &Rc<Proxy>, io: &Rc<Io>) -> Turn {
         let Ok(mut response) = proxy.clone().respond(local.clone(), io.client.clone(), request).await;
         let Some(length) = length_of(&response) else {
             io.read_again(bytes);
-            return Turn::Hyper(Some(response));
+            return Turn::Hyper(Some(Box::new(response)));
         };
         drop(bytes);
         if last {
