@@ -149,18 +149,23 @@ fn start_limited(network: &Network, upstream: &Upstream) -> Gateway {
     start_controlled(network, config, |_| {})
 }
 
-/// Sends requests as `LOUD`, whatever is answered, until `seen` finds what it looks for in the document at `target`.
+/// Sends requests as `LOUD`, whatever is answered and however often its connection is closed for that, until `seen` finds
+/// what it looks for in the document at `target`.
 fn ignore_refusals(
     network: &Network,
     gateway: &Gateway,
     target: &str,
     seen: impl Fn(&Value) -> bool,
 ) -> Value {
-    let mut abuser = Client::over(connect(network, LOUD, gateway.address).expect("it is let in"));
+    let mut abuser = None;
     let started = std::time::Instant::now();
     loop {
         assert!(started.elapsed() < PATIENCE, "it ignores its refusals for nothing");
-        abuser.get("/");
+        let again = || connect(network, LOUD, gateway.address).map(Client::over);
+        if let Some(mut client) = abuser.take().or_else(again) {
+            let closes = client.get("/").closes();
+            abuser = (!closes).then_some(client);
+        }
         let document = Api::of(gateway).get(target).json();
         if seen(&document) {
             return document;
