@@ -115,14 +115,18 @@ fn abusers_on_keepalive_connections_are_gone_while_a_neighbour_is_served() {
     assert_forgiven(&network, &gateway);
 }
 
-/// Under a limit of each second nobody is told by the limit to wait longer than that.
+/// Nobody is told by such a limit to wait longer than a second.
+fn start_limited_each_second(network: &Network, upstream: &Upstream) -> Gateway {
+    let mut config = limited(upstream, "drop");
+    config["routes"][0]["rate_limits"][0]["per"] = json!("second");
+    start(network, config, |_| {})
+}
+
 #[test]
 fn a_flood_past_a_limit_of_each_second_is_sent_away_and_then_dropped() {
     let network = Network::new();
     let upstream = network.gateway.run(Upstream::ok);
-    let mut config = limited(&upstream, "drop");
-    config["routes"][0]["rate_limits"][0]["per"] = json!("second");
-    let gateway = start(&network, config, |_| {});
+    let gateway = start_limited_each_second(&network, &upstream);
     let (abuse, _) = ignore_refusals(&network, gateway.address);
     assert_eq!(abuse.longest_wait, 5);
     assert!(abuse.closed > CONNECTIONS / 2, "{} connections closed", abuse.closed);
@@ -181,9 +185,7 @@ fn penalised_sources(network: &Network, gateway: &Gateway, level: &str) -> f64 {
 fn who_waits_as_told_is_never_dropped() {
     let network = Network::new();
     let upstream = network.gateway.run(Upstream::ok);
-    let mut config = limited(&upstream, "drop");
-    config["routes"][0]["rate_limits"][0]["per"] = json!("second");
-    let gateway = start(&network, config, |_| {});
+    let gateway = start_limited_each_second(&network, &upstream);
     let place = gateway.address;
     let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| client(&network, LOUD, place)).collect();
     let mut refused = 0;
@@ -213,9 +215,7 @@ fn workers_that_share_connections_and_wait_as_told_are_never_dropped() {
     const TURNS: usize = 5;
     let network = Network::new();
     let upstream = network.gateway.run(Upstream::ok);
-    let mut config = limited(&upstream, "drop");
-    config["routes"][0]["rate_limits"][0]["per"] = json!("second");
-    let gateway = start(&network, config, |_| {});
+    let gateway = start_limited_each_second(&network, &upstream);
     let place = gateway.address;
     let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| client(&network, LOUD, place)).collect();
     for round in 0..4 {
