@@ -20,6 +20,7 @@ pub mod logging;
 pub mod metrics;
 pub mod overload;
 pub mod path;
+pub mod pipe;
 pub mod privileges;
 pub mod proxy;
 pub mod reload;

@@ -4,9 +4,10 @@ use std::io::Read;
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
-use gateway_tests::client::get;
-use gateway_tests::upstream::ok;
+use gateway_tests::client::{Client, get};
+use gateway_tests::upstream::{Conn, ok};
 use gateway_tests::{Gate, Gateway, PATIENCE, Upstream};
+use serde_json::json;
 
 const MIB: usize = 1024 * 1024;
 const BIG: usize = 64 * MIB;
@@ -162,6 +163,79 @@ fn a_client_that_reads_slowly_holds_the_upstream_back() {
     assert_eq!(client.response().body.len(), BIG);
     let grown = gateway.memory_kib("VmHWM") - before;
     assert!(grown < GROWTH_KIB, "{grown} KiB more for a body of {} KiB", BIG / 1024);
+}
+
+/// Bytes that tell where they belong.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|n| (n % 251) as u8).collect()
+}
+
+/// Sends what its target says: so many bytes, announced as such, in pieces of so many.
+fn sends_as_asked(mut conn: Conn) {
+    while let Some(request) = conn.request() {
+        let mut asked = request.start.split(['/', ' ']).filter_map(|part| part.parse().ok());
+        let (length, piece) = (asked.next().expect("a length"), asked.next().expect("a piece"));
+        conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n"));
+        pattern(length).chunks(piece).for_each(|piece| conn.send(piece));
+    }
+}
+
+/// Where there are descriptors for pipes, most of it moves within the kernel.
+#[test]
+fn a_long_response_arrives_whole_in_whatever_pieces() {
+    let upstream = Upstream::start(sends_as_asked);
+    let one_worker = || json!({ "workers": 1, "routes": [{ "path": "/", "backend": upstream.url() }] });
+    for gateway in [Gateway::start(one_worker()), Gateway::start_after("ulimit -n 1000", one_worker())] {
+        let before = upstream.connections();
+        let mut client = gateway.connect();
+        for length in [32 * 1024, 64 * 1024 + 1, 100_000, MIB + 1, 5 * MIB] {
+            for piece in [1_000, 65_536, 300_000] {
+                // The next request is there before the answer has ended.
+                client.send(get(&format!("/{length}/{piece}")).repeat(2) + &get("/3/3"));
+                for _ in 0..2 {
+                    assert!(client.response().body == pattern(length), "{length} in pieces of {piece}");
+                }
+                assert_eq!(client.response().body, pattern(3));
+            }
+        }
+        assert_eq!(upstream.connections() - before, 1);
+    }
+}
+
+#[test]
+fn a_long_response_that_breaks_off_breaks_off_downstream() {
+    let upstream = Upstream::start(|mut conn| {
+        conn.request();
+        conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 2 * MIB));
+        conn.send(pattern(MIB));
+    });
+    let gateway = Gateway::to(&upstream);
+    let mut client = gateway.connect();
+    client.send(get("/"));
+    assert_eq!(client.head().status(), 200);
+    assert!(client.rest().expect("what has come") == pattern(MIB));
+    gateway.wait_for_metrics("its outcome", |metrics| metrics.requests(200, "upstream_failed") == 1.0);
+}
+
+/// Pipes that still hold something go with it.
+#[test]
+fn clients_that_leave_during_long_responses_leave_nothing_behind() {
+    let upstream = Upstream::start(|mut conn| {
+        conn.request();
+        conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {BIG}\r\n\r\n"));
+        conn.send_until_stalled(BIG, STALLED);
+    });
+    let gateway = Gateway::single(&upstream);
+    let idle = gateway.descriptors();
+    let mut clients: Vec<_> = (0..20).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send(get("/"));
+        assert_eq!(client.head().status(), 200);
+    }
+    clients.into_iter().for_each(Client::reset);
+    gateway.wait_for_metrics("everybody gone", |metrics| {
+        metrics.get("gateway_connections_open", &[]) == Some(0.0) && gateway.descriptors() <= idle + 4
+    });
 }
 
 #[test]

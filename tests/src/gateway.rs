@@ -252,6 +252,11 @@ impl Gateway {
         kib.unwrap_or_else(|| panic!("no {line} in {status}"))
     }
 
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").count()
+    }
+
     /// Ends it and starts it again on the same files; `prepare` may change them in between.
     #[track_caller]
     pub fn restart(mut self, prepare: impl FnOnce(&Path)) -> Self {

@@ -28,6 +28,10 @@ use crate::snapshot::Snapshot;
 /// Descriptors of the process that are no connections, and of each worker.
 const OWN_DESCRIPTORS: u64 = 48 + SPARE;
 const OWN_DESCRIPTORS_OF_WORKER: u64 = 8;
+/// Of so many descriptors beyond this, a pipe for large bodies; of each worker no more than that.
+const PIPES_OF: u64 = 32;
+const AMPLE_DESCRIPTORS: u64 = 1024;
+const MAX_PIPES: u64 = 64;
 
 pub struct Crowd {
     proxy: Rc<Proxy>,
@@ -186,15 +190,19 @@ pub struct Affordable {
     pub clients: u64,
     /// To upstreams: not every client that is connected asks for something, or for something that is not here.
     pub upstream: u64,
+    /// Pipes of each worker, of two descriptors each: none where descriptors are few.
+    pub pipes: usize,
 }
 
 impl Affordable {
     /// By the limit on open files.
     pub fn with(workers: usize) -> Self {
         let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let own = OWN_DESCRIPTORS + OWN_DESCRIPTORS_OF_WORKER * workers as u64;
+        let workers = workers as u64;
+        let pipes = (descriptors.saturating_sub(AMPLE_DESCRIPTORS) / PIPES_OF / workers).min(MAX_PIPES);
+        let own = OWN_DESCRIPTORS + (OWN_DESCRIPTORS_OF_WORKER + 2 * pipes) * workers;
         let free = descriptors.saturating_sub(own).max(4);
-        Self { clients: free / 4 * 3, upstream: free / 4 }
+        Self { clients: free / 4 * 3, upstream: free / 4, pipes: pipes as usize }
     }
 }
 

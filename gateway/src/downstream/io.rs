@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 
 use super::framing::Framing;
 use super::ranks::Place;
+use crate::pipe::{Pipe, Pipes};
 use crate::proxy::client::{Client, MAX_QUOTED, Phase};
 use crate::timer::Tick;
 
@@ -38,12 +39,13 @@ const HEAD_BYTES: usize = 8 * 1024;
 pub struct Scratch {
     answer: RefCell<Vec<u8>>,
     head: RefCell<Vec<u8>>,
+    pub pipes: Pipes,
 }
 
 pub struct Io {
     pub client: Rc<Client>,
     stream: RefCell<Stream>,
-    scratch: Rc<Scratch>,
+    pub scratch: Rc<Scratch>,
     framing: RefCell<Framing>,
     /// Read, but by nobody who used it: to be read again.
     unread: RefCell<Bytes>,
@@ -85,6 +87,13 @@ const REFUSALS: [(&[u8], u16); 3] = [
     (b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n", 431),
     (b"HTTP/1.1 414 URI Too Long\r\nconnection: close\r\ncontent-length: 0\r\n\r\n", 414),
 ];
+
+impl Scratch {
+    /// With so many pipes at most.
+    pub fn with(pipes: usize) -> Self {
+        Self { pipes: Pipes::at_most(pipes), ..Self::default() }
+    }
+}
 
 impl Io {
     pub fn new(stream: TcpStream, client: Rc<Client>, scratch: Rc<Scratch>) -> Rc<Self> {
@@ -297,6 +306,14 @@ impl Io {
     fn poll_write_raw(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = match &mut *self.stream.borrow_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+        };
+        self.wrote(polled)
+    }
+
+    /// Writes what `pipe` holds, or a part of it.
+    pub fn poll_write_pipe(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        let polled = match &*self.stream.borrow() {
+            Stream::Tcp(stream) => pipe.poll_drain(stream, cx),
         };
         self.wrote(polled)
     }

@@ -12,7 +12,8 @@ use std::time::Duration;
 use gateway_common::standing::Class;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::crowd::Crowd;
+use super::crowd::{Affordable, Crowd};
+use super::io::Scratch;
 use super::{Warm, serve};
 use crate::config::ListenAddr;
 use crate::proxy::Proxy;
@@ -80,7 +81,9 @@ pub struct Listener {
 impl Listener {
     pub fn new(proxy: &Rc<Proxy>, socket: TcpListener) -> io::Result<Self> {
         let socket = tokio::net::TcpListener::from_std(socket)?;
-        Ok(Self { proxy: proxy.clone(), warm: Rc::default(), crowd: Crowd::new(proxy), socket })
+        let affordable = Affordable::with(proxy.registry.workers.len());
+        let warm = Rc::new(Warm::new(Scratch::with(affordable.pipes)));
+        Ok(Self { proxy: proxy.clone(), warm, crowd: Crowd::new(proxy), socket })
     }
 
     /// Accepts until `end`.

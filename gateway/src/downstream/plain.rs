@@ -17,6 +17,7 @@ use http_body::Body as _;
 
 use super::head::{self, Head};
 use super::io::Io;
+use crate::pipe::{self, Pipe};
 use crate::proxy::client::Phase;
 use crate::proxy::{Body, Local, Proxy};
 
@@ -91,11 +92,27 @@ async fn send(local: &Local, io: &Io, response: Response<Body>, length: u64) -> 
     piece.advance(sent);
     loop {
         io.write_all(&piece, || true).await?;
+        if body.unread() >= pipe::LEAST
+            && let Some(mut pipe) = io.scratch.pipes.lend()
+        {
+            // Boxed, for most bodies are small, and a connection's task is as large as this.
+            Box::pin(through(&mut pipe, &mut body, io)).await?;
+        }
         match poll_fn(|cx| body.poll_piece(cx)).await? {
             Some(next) => piece = next,
             None => return Ok(()),
         }
     }
+}
+
+/// Moves to the client what is still unread of `body`.
+async fn through(pipe: &mut Pipe, body: &mut Rest, io: &Io) -> io::Result<()> {
+    while poll_fn(|cx| body.poll_move(pipe, cx)).await? {
+        while !pipe.is_empty() {
+            poll_fn(|cx| io.poll_write_pipe(cx, pipe)).await?;
+        }
+    }
+    Ok(())
 }
 
 /// What is still to be taken from a body. It is let go of at its end and not behind it: the account is written then.
@@ -105,19 +122,39 @@ struct Rest {
 }
 
 impl Rest {
+    fn unread(&self) -> u64 {
+        self.body.as_ref().map_or(0, Body::unread)
+    }
+
+    /// Has `pipe` take in what has come; false: there is no more.
+    fn poll_move(&mut self, pipe: &mut Pipe, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let Some(body) = &mut self.body else { return Poll::Ready(Ok(false)) };
+        let moved = ready!(body.poll_move(pipe, cx)).map_err(io::Error::other)?;
+        let last = body.is_end_stream();
+        Poll::Ready(self.took(moved, last).map(|()| true))
+    }
+
+    /// # Errors
+    /// The body is not as long as its head says.
+    fn took(&mut self, bytes: usize, last: bool) -> io::Result<()> {
+        if last {
+            self.body = None;
+        }
+        self.bytes = match self.bytes.checked_sub(bytes as u64) {
+            Some(left) if left == 0 || self.body.is_some() => left,
+            _ => return Err(io::Error::other("the body is not as long as its head says")),
+        };
+        Ok(())
+    }
+
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         loop {
             let Some(body) = &mut self.body else { return Poll::Ready(Ok(None)) };
             let frame = ready!(Pin::new(&mut *body).poll_frame(cx)).transpose().map_err(io::Error::other)?;
-            if frame.is_none() || body.is_end_stream() {
-                self.body = None;
-            }
+            let last = frame.is_none() || body.is_end_stream();
             // Trailers have no place behind a body of known length.
             let piece = frame.and_then(|frame| frame.into_data().ok());
-            self.bytes = match self.bytes.checked_sub(piece.as_ref().map_or(0, |piece| piece.len() as u64)) {
-                Some(left) if left == 0 || self.body.is_some() => left,
-                _ => return Poll::Ready(Err(io::Error::other("the body is not as long as its head says"))),
-            };
+            self.took(piece.as_ref().map_or(0, Bytes::len), last)?;
             if piece.is_some() {
                 return Poll::Ready(Ok(piece));
             }

@@ -12,13 +12,16 @@ use super::io::{Io, Scratch};
 
 pub const CAPACITY: usize = 256;
 
-#[derive(Default)]
 pub struct Warm {
     pub scratch: Rc<Scratch>,
     queue: RefCell<VecDeque<Weak<Io>>>,
 }
 
 impl Warm {
+    pub fn new(scratch: Scratch) -> Self {
+        Self { scratch: Rc::new(scratch), queue: RefCell::default() }
+    }
+
     /// Adds a connection that has just built its hyper half.
     pub fn admit(&self, io: &Rc<Io>) {
         io.park.set(false);

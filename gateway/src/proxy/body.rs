@@ -19,6 +19,7 @@ use super::headers::Announced;
 use crate::cache::entry::Pieces;
 use crate::cache::flight::{Piece, Reader};
 use crate::metrics::{Cause, Outcome};
+use crate::pipe::Pipe;
 use crate::upstream;
 
 pub type Lease = upstream::Lease<RequestBody>;
@@ -170,6 +171,44 @@ impl Body {
         this
     }
 
+    /// Bytes of it that [`Self::poll_move`] can have a pipe take.
+    pub fn unread(&self) -> u64 {
+        match &self.source {
+            Source::Upstream(lease) => lease.unread(),
+            Source::Full(_) | Source::Stored(_) | Source::Followed { .. } => 0,
+        }
+    }
+
+    /// Has `pipe` take in the next bytes of it; says how many. 0: it is over.
+    pub fn poll_move(
+        &mut self,
+        pipe: &mut Pipe,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<usize, upstream::Error<hyper::Error>>> {
+        let Source::Upstream(lease) = &mut self.source else { return Poll::Ready(Ok(0)) };
+        let moved = ready!(lease.poll_move(pipe, cx));
+        match &moved {
+            Ok(moved) => self.took(*moved),
+            Err(error) => self.broke_off(error),
+        }
+        Poll::Ready(moved)
+    }
+
+    /// So many bytes of it have been taken, by whoever sends them.
+    fn took(&mut self, bytes: usize) {
+        self.exchange.sent(bytes);
+        if self.is_end_stream() {
+            self.end();
+        }
+    }
+
+    fn broke_off(&mut self, error: &upstream::Error<hyper::Error>) {
+        // It counts as an abort, which it is until it ends otherwise.
+        if !matches!(error, upstream::Error::Request(_)) {
+            self.exchange.fail(Outcome::UpstreamFailed);
+        }
+    }
+
     fn end(&mut self) {
         if let Source::Upstream(lease) = &mut self.source {
             lease.release(self.exchange.client().timer.now());
@@ -211,17 +250,10 @@ impl http_body::Body for Body {
                 Piece::Broken => Some(Err(upstream::Error::Io(io::Error::other("the response broke off")))),
             },
         };
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            this.exchange.sent(data.len());
-        }
         match &frame {
-            // It counts as an abort, which it is until it ends otherwise.
-            Some(Err(upstream::Error::Request(_))) => {}
-            Some(Err(_)) => this.exchange.fail(Outcome::UpstreamFailed),
-            Some(Ok(_)) if !this.is_end_stream() => {}
-            Some(Ok(_)) | None => this.end(),
+            Some(Ok(frame)) => this.took(frame.data_ref().map_or(0, Bytes::len)),
+            Some(Err(error)) => this.broke_off(error),
+            None => this.end(),
         }
         Poll::Ready(frame)
     }

@@ -11,13 +11,13 @@ use std::io;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::InvalidHeaderName;
 use http::{HeaderMap, HeaderName};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-const BLOCK_BYTES: usize = 256 * 1024;
+pub const BLOCK_BYTES: usize = 256 * 1024;
 /// Where less is left, a new block is begun: large bodies come in few reads.
 const LEAST_READ_BYTES: usize = 64 * 1024;
 
@@ -44,14 +44,19 @@ struct Known {
 }
 
 impl Arena {
-    /// One read from `socket`; empty: the end of its input.
-    pub fn poll_read(&self, socket: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    /// One read of up to `most` bytes from `socket`; empty: the end of its input.
+    pub fn poll_read(
+        &self,
+        socket: &mut TcpStream,
+        most: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Bytes>> {
         let mut block = self.block.borrow_mut();
         // The same memory again, still in the processor's caches, unless somebody holds a part of it.
         if !block.try_reclaim(BLOCK_BYTES) && block.capacity() < LEAST_READ_BYTES {
             block.reserve(BLOCK_BYTES);
         }
-        ready!(pin!(socket.read_buf(&mut *block)).poll(cx))?;
+        ready!(pin!(socket.read_buf(&mut (&mut *block).limit(most))).poll(cx))?;
         Poll::Ready(Ok(block.split().freeze()))
     }
 

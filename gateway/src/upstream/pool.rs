@@ -25,6 +25,7 @@ use super::stream::Stream;
 use super::{Endpoint, Error, Outgoing, Piece};
 use crate::config::Upstreams;
 use crate::metrics::{self, Again, Cause};
+use crate::pipe::Pipe;
 use crate::timer::Tick;
 
 /// Idle connections kept per worker and endpoint.
@@ -400,13 +401,35 @@ where
         let Some(connection) = self.connection.as_deref_mut() else { return Poll::Ready(None) };
         let polled = connection.stream.poll_frame(cx);
         if let Poll::Ready(Some(Err(error))) = &polled {
-            match error {
-                Error::Request(_) => {}
-                Error::Malformed(_) => self.fail(Cause::BodyMalformed),
-                Error::Closed | Error::Cut | Error::Io(_) => self.fail(Cause::BodyCut),
-            }
+            self.broke_off(error);
         }
         polled
+    }
+
+    /// Bytes of the body that [`Self::poll_move`] can have a pipe take.
+    pub fn unread(&self) -> u64 {
+        self.connection.as_deref().map_or(0, |connection| connection.stream.unread())
+    }
+
+    /// Has `pipe` take in the next bytes of the body; says how many.
+    pub fn poll_move(
+        &mut self,
+        pipe: &mut Pipe,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<usize, Error<B::Error>>> {
+        let polled = self.connected().poll_move(pipe, cx);
+        if let Poll::Ready(Err(error)) = &polled {
+            self.broke_off(error);
+        }
+        polled
+    }
+
+    fn broke_off(&mut self, error: &Error<B::Error>) {
+        match error {
+            Error::Request(_) => {}
+            Error::Malformed(_) => self.fail(Cause::BodyMalformed),
+            Error::Closed | Error::Cut | Error::Io(_) => self.fail(Cause::BodyCut),
+        }
     }
 
     pub fn is_end_stream(&self) -> bool {

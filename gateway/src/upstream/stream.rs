@@ -12,11 +12,12 @@ use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use tokio::net::TcpStream;
 
-use super::arena::Arena;
+use super::arena::{Arena, BLOCK_BYTES};
 use super::chunked::Step;
 use super::outgoing::Outgoing;
 use super::response::{self, Framing, Head};
 use super::{Error, Malformed, Piece};
+use crate::pipe::Pipe;
 
 pub struct Stream<B> {
     socket: TcpStream,
@@ -35,6 +36,8 @@ pub struct Stream<B> {
 
 /// Interim responses wait for the client in memory.
 const MAX_INTERIM_BYTES: usize = 64 * 1024;
+/// Of a large body, what comes with the head is copied; a pipe may take the rest.
+const HEAD_READ_BYTES: usize = 64 * 1024;
 
 impl<B> Stream<B>
 where
@@ -89,7 +92,7 @@ where
                     interim(head);
                 }
                 Some(Head::Continue) => {}
-                None => match (self.poll_fill(cx), broken.take()) {
+                None => match (self.poll_fill(HEAD_READ_BYTES, cx), broken.take()) {
                     (Poll::Pending, _) => return Poll::Pending,
                     (Poll::Ready(Ok(true)), _) => {}
                     (Poll::Ready(Ok(false) | Err(_)), Some(error)) | (Poll::Ready(Err(error)), None) => {
@@ -137,7 +140,7 @@ where
                     self.trim_input();
                     return Poll::Ready(None);
                 }
-                Step::More => match ready!(self.poll_fill(cx)) {
+                Step::More => match ready!(self.poll_fill(BLOCK_BYTES, cx)) {
                     Ok(true) => {}
                     Ok(false) if self.framing == Framing::UntilClose => self.framing = Framing::Length(0),
                     Ok(false) => return Poll::Ready(Some(Err(Error::Cut))),
@@ -145,6 +148,27 @@ where
                 },
             }
         }
+    }
+
+    /// Bytes of the body that still have to be read and that nothing stands before: a pipe may take them.
+    pub fn unread(&self) -> u64 {
+        match &self.framing {
+            Framing::Length(left) if self.input.is_empty() && self.is_sent() => *left,
+            Framing::Length(_) | Framing::Chunked(_) | Framing::UntilClose => 0,
+        }
+    }
+
+    /// Has `pipe`, which is empty, take in what has come of them; says how many.
+    pub fn poll_move(
+        &mut self,
+        pipe: &mut Pipe,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<usize, Error<B::Error>>> {
+        let moved = ready!(pipe.poll_fill(&self.socket, self.unread(), cx))?;
+        if let Framing::Length(left) = &mut self.framing {
+            *left -= moved as u64;
+        }
+        Poll::Ready(if moved == 0 { Err(Error::Cut) } else { Ok(moved) })
     }
 
     pub fn is_end_stream(&self) -> bool {
@@ -164,10 +188,11 @@ where
 
     /// Whether another request may follow: both messages are over, and both sides say so.
     pub fn is_between(&self) -> bool {
-        self.keep_alive
-            && self.is_end_stream()
-            && self.input.is_empty()
-            && self.outgoing.as_ref().is_none_or(Outgoing::is_sent)
+        self.keep_alive && self.is_end_stream() && self.input.is_empty() && self.is_sent()
+    }
+
+    fn is_sent(&self) -> bool {
+        self.outgoing.as_ref().is_none_or(Outgoing::is_sent)
     }
 
     /// Alive and quiet. Asked of the socket and not of a poll, which a task that has used up its turn
@@ -200,9 +225,9 @@ where
         }
     }
 
-    /// Reads once; false: the upstream sends no more.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        let read = ready!(self.arena.poll_read(&mut self.socket, cx))?;
+    /// Reads once, up to `most` bytes; false: the upstream sends no more.
+    fn poll_fill(&mut self, most: usize, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let read = ready!(self.arena.poll_read(&mut self.socket, most, cx))?;
         let more = !read.is_empty();
         self.answered |= more;
         self.input = if self.input.is_empty() { read } else { [&self.input[..], &read].concat().into() };
