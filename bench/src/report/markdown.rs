@@ -50,7 +50,7 @@ fn write_provenance(out: &mut String, provenance: &Provenance) -> fmt::Result {
     }
     writeln!(
         out,
-        "\nMedian of {} rounds of {} s each, in turns (least–most). CPU is the system's own by the kernel's accounts; \
+        "\nMedian of {} rounds of {} s each, in turns (least–most), of an open loop in fifths of a second. CPU is the system's own by the kernel's accounts; \
          `direct` is what the generator and the origin can do with nothing between them. Memory is summed over a system's processes. \
          `load %` is how busy generator and origin were: a row marked † was limited by them. \
          `others %` is what else ran on the two cores: figures with much of it are not to be quoted.",

@@ -12,12 +12,15 @@ use crate::load::{self, Active, Load, Outcome};
 use crate::metric::{Figures, Metric};
 use crate::origin::{EVENTS, Origin};
 use crate::poll::Events;
-use crate::scenario::{Scenario, Shape};
+use crate::scenario::{Rate, Scenario, Shape};
 use crate::system::{Running, StartError};
 use crate::usage::{self, Usage};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const CAPACITY_DURATION: Duration = Duration::from_secs(2);
+/// An open loop has shorter turns, and more of them. The machine itself stalls for milliseconds now and then, which in a
+/// long turn is every tail there is, and in a short one falls on few: the median turn then tells of the system.
+const OPEN_TURN: Duration = Duration::from_millis(200);
 /// When in the measured stretch the configuration changes.
 const RELOADS_AT: [f64; 2] = [0.25, 0.75];
 /// From so many connections on their memory and number are figures.
@@ -45,9 +48,10 @@ pub fn run(
         let started = plan.contenders(scenario).map(|contender| plan.try_start(contender, addr, left_out));
         started.filter_map(Result::transpose).collect::<Result<_, StartError>>()
     })?;
-    for _ in 0..plan.rounds {
+    let (many, duration) = turns(plan, shape);
+    for _ in 0..many {
         for running in &running {
-            let (outcome, accounts) = put_load(plan, running, shape, origin, capacity, plan.duration)?;
+            let (outcome, accounts) = put_load(plan, running, shape, origin, capacity, duration)?;
             let connections = shape.connections.min(plan.most_connections);
             let figures = figures(&outcome, accounts, running, shape, connections);
             rounds.add(running.contender, figures, outcome.faults);
@@ -57,6 +61,17 @@ pub fn run(
     // Whoever ends in order waits for answers that the origin still owes.
     origin.serve_during(|| drop(running));
     Ok(rounds)
+}
+
+/// How many turns each contender has, and how long one is.
+fn turns(plan: &Plan, shape: &Shape) -> (usize, Duration) {
+    let is_closed = shape.rate == Rate::Saturating;
+    // A configuration that changes takes its time.
+    if is_closed || shape.reloads {
+        return (plan.rounds, plan.duration);
+    }
+    let parts = (plan.duration.as_secs_f64() / OPEN_TURN.as_secs_f64()).round().max(1.0) as u32;
+    (plan.rounds * parts as usize, plan.duration / parts)
 }
 
 /// What a system reaches on its own.
