@@ -38,6 +38,11 @@ pub fn segments(path: &str) -> impl Iterator<Item = &str> {
 }
 
 fn is_normal(bytes: &[u8]) -> bool {
+    // All at once: most paths hold none of these, and a loop that can end early looks at one byte after the other.
+    let suspect = |byte: u8| byte == b'%' || byte == b'\\' || byte == b'.' || byte == 0;
+    if !bytes.iter().fold(false, |any, &byte| any | suspect(byte)) {
+        return true;
+    }
     let mut previous = 0;
     for &byte in bytes {
         match byte {

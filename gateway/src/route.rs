@@ -54,8 +54,11 @@ impl Node {
     fn longest(&self, path: &str) -> Option<usize> {
         let mut best = self.route;
         let mut node = self;
-        for segment in path::segments(path) {
-            let Some(child) = node.children.get(segment) else { break };
+        let mut segments = path::segments(path);
+        // Where nothing lies below, the path is not even taken apart.
+        while !node.children.is_empty()
+            && let Some(child) = segments.next().and_then(|segment| node.children.get(segment))
+        {
             best = child.route.or(best);
             node = child;
         }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 /// Grain of the clock: a deadline fires at most this much late.
 pub const TICK: Duration = Duration::from_millis(50);
+const TICKS_PER_SECOND: u64 = 1_000 / TICK.as_millis() as u64;
 const SLOTS: u32 = 64;
 /// An entry lies in the wheel no longer than this, so that a closed connection's is soon gone; a
 /// later deadline is looked at again and scheduled anew. Less than a revolution: a slot holds one tick.
@@ -28,7 +29,9 @@ impl Tick {
 
     /// The first tick at which `after` has surely passed.
     pub fn plus(self, after: Duration) -> Self {
-        let ticks = after.as_millis().div_ceil(TICK.as_millis()) + 1;
+        // Not `as_millis`: to divide its 128 bits takes a call, and a request sets several deadlines.
+        let part = after.subsec_millis().div_ceil(TICK.as_millis() as u32) + 1;
+        let ticks = after.as_secs().saturating_mul(TICKS_PER_SECOND).saturating_add(part.into());
         Self(self.0.saturating_add(u32::try_from(ticks).unwrap_or(u32::MAX)))
     }
 }

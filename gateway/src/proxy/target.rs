@@ -73,8 +73,24 @@ fn settle_host(parts: &mut Parts, seen: &mut Seen) -> Result<(), Failure> {
 }
 
 fn is_authority(host: &[u8]) -> bool {
-    host.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~[]:%!$&'()*+,;=".contains(byte))
+    host.iter().all(|&byte| IN_AUTHORITY[usize::from(byte)])
 }
+
+/// The bytes that a host and its port are written with.
+static IN_AUTHORITY: [bool; 256] = {
+    let mut of = [false; 256];
+    let (mut byte, marks) = (0, b"-._~[]:%!$&'()*+,;=");
+    while byte < of.len() {
+        of[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut mark = 0;
+    while mark < marks.len() {
+        of[marks[mark] as usize] = true;
+        mark += 1;
+    }
+    of
+};
 
 fn settle_path(parts: &mut Parts) -> Result<(), Failure> {
     let raw = parts.uri.path();
