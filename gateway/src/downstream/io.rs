@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -33,12 +33,18 @@ const FLAT_BYTES: usize = 4 * 1024;
 /// Longer heads are hyper's to read.
 const HEAD_BYTES: usize = 8 * 1024;
 
+/// Shorter heads than a quarter of this lie in blocks of it together. A block lives as long as one of its requests, so it
+/// is no larger than the head that somebody could have sent.
+const BLOCK_BYTES: usize = 4 * 1024;
+
 /// What a worker's connections use in turn, and none keeps: where small answers are put together, and where heads are
 /// read into.
 #[derive(Default)]
 pub struct Scratch {
     answer: RefCell<Vec<u8>>,
     head: RefCell<Vec<u8>>,
+    /// Where heads lie as long as their requests last: the same memory again where nobody holds a part of it.
+    block: RefCell<BytesMut>,
     pub pipes: Pipes,
 }
 
@@ -92,6 +98,19 @@ impl Scratch {
     /// With so many pipes at most.
     pub fn with(pipes: usize) -> Self {
         Self { pipes: Pipes::at_most(pipes), ..Self::default() }
+    }
+
+    /// `head` for as long as its request takes.
+    fn keep(&self, head: &[u8]) -> Bytes {
+        if head.len() > BLOCK_BYTES / 4 {
+            return Bytes::copy_from_slice(head);
+        }
+        let mut block = self.block.borrow_mut();
+        if !block.try_reclaim(BLOCK_BYTES) && block.capacity() < head.len() {
+            block.reserve(BLOCK_BYTES);
+        }
+        block.extend_from_slice(head);
+        block.split().freeze()
     }
 }
 
@@ -174,7 +193,7 @@ impl Io {
             self.unseen.set(true);
             self.count(head.filled().len());
         }
-        Poll::Ready(Ok(Bytes::copy_from_slice(head.filled())))
+        Poll::Ready(Ok(self.scratch.keep(head.filled())))
     }
 
     /// The head that [`Self::poll_head`] gave was a whole request, and `rest` lies behind it.
