@@ -44,6 +44,10 @@ pub enum Crowded {
 }
 
 impl Caps {
+    pub fn are_some(&self) -> bool {
+        self.route.is_some() || !self.clients.is_empty()
+    }
+
     /// A place under each of the limits, or under none.
     pub fn enter(&self, clients: &Arc<Clients>, client: IpAddr) -> Result<Vec<Permit>, Crowded> {
         let mut permits = Vec::new();

@@ -36,7 +36,7 @@ const SECOND_NS: u64 = 1_000_000_000;
 pub struct Refusals {
     hasher: FxBuildHasher,
     shards: [Mutex<Sources>; SHARDS],
-    /// Sources watched, so that nobody looks for his while there are none.
+    /// Sources watched.
     watched: AtomicUsize,
 }
 
@@ -116,10 +116,16 @@ impl Refusals {
         consequence
     }
 
+    /// Whether any source is watched: nobody looks for his while there are none.
+    #[inline]
+    pub fn are_watched(&self) -> bool {
+        self.watched.load(Relaxed) > 0
+    }
+
     /// A request of `source` that was served, or `refused` for a reason that is not its own.
     #[inline]
     pub fn other(&self, source: IpAddr, refused: bool, now_ns: u64) {
-        if self.watched.load(Relaxed) == 0 {
+        if !self.are_watched() {
             return;
         }
         if let Some(entry) = self.shard(&source).by_address.get_mut(&source) {

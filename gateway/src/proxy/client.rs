@@ -163,11 +163,17 @@ impl Client {
     }
 
     /// Found out once for each configuration that the connection lives through.
+    #[inline]
     pub fn standing(&self, snapshot: &Snapshot) -> Standing {
         let known = self.standing.get();
         if known.generation == snapshot.generation {
             return known;
         }
+        self.find_standing(snapshot)
+    }
+
+    #[cold]
+    fn find_standing(&self, snapshot: &Snapshot) -> Standing {
         let (peer, config) = (self.peer.ip(), &snapshot.config);
         let standing = Standing {
             generation: snapshot.generation,

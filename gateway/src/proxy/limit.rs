@@ -80,8 +80,10 @@ pub fn store(
 /// Takes a place among the requests under way, which is given back with the exchange.
 pub fn enter(local: &Local, exchange: &mut Exchange, index: usize) -> Result<(), Failure> {
     let (limits, rules) = (&local.snapshot.limits, &local.snapshot.routes[index].limits);
-    let permits = rules.caps.enter(&limits.clients, exchange.identity.address);
-    exchange.hold(permits.map_err(Failure::Crowded)?);
+    if rules.caps.are_some() {
+        let permits = rules.caps.enter(&limits.clients, exchange.identity.address);
+        exchange.hold(permits.map_err(Failure::Crowded)?);
+    }
     Ok(())
 }
 
@@ -109,8 +111,7 @@ pub fn admit(
 ) -> Result<Option<Standing>, Failure> {
     let (limits, route) = (&*local.snapshot.limits, &local.snapshot.routes[index]);
     let rules = &route.limits;
-    let (client, is_source) = (exchange.identity.address, is_source(exchange, &local.snapshot));
-    let now = limits.at(exchange.started());
+    let (client, is_source) = (exchange.identity.address, || is_source(exchange, &local.snapshot));
     let said = match asked {
         Asked::Said(said) => Some(said),
         Asked::Skipped => None,
@@ -118,6 +119,11 @@ pub fn admit(
             go_alone(local, rules)?;
             None
         }
+    };
+    // Who has no rules and meets nobody that is watched needs no clock.
+    let now = match rules.is_empty() && !limits.refusals.are_watched() {
+        true => return Ok(None),
+        false => limits.at(exchange.started()),
     };
     let decided = if rules.is_empty() {
         Ok(None)
@@ -128,14 +134,14 @@ pub fn admit(
     };
     let mut denial = match decided {
         Ok(standing) => {
-            if is_source {
+            if limits.refusals.are_watched() && is_source() {
                 limits.refusals.other(client, false, now);
             }
             return Ok(standing);
         }
         Err(denial) => denial,
     };
-    let (rule, mut is_last) = (rules.rule(denial.rule), false);
+    let (rule, mut is_last, is_source) = (rules.rule(denial.rule), false, is_source());
     if is_source && rule.client_alone {
         let waits_until = &exchange.client().waits_until_ns;
         let again = now < waits_until.get();
