@@ -6,7 +6,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::text::digits;
+use crate::text::{digits, push_number};
 
 pub const END: &[u8] = b"\r\n";
 
@@ -14,6 +14,22 @@ pub fn write(out: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
     out.extend_from_slice(name.as_str().as_bytes());
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
+    out.extend_from_slice(END);
+}
+
+/// The same where the name is known, the colon and the space behind it included: it is copied without a call.
+#[inline]
+pub fn write_known<const N: usize>(out: &mut Vec<u8>, name: &[u8; N], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(value);
+    out.extend_from_slice(END);
+}
+
+/// A field that is a number, its name as in [`write_known`].
+#[inline]
+pub fn write_count<const N: usize>(out: &mut Vec<u8>, name: &[u8; N], value: u64) {
+    out.extend_from_slice(name);
+    push_number(value, out);
     out.extend_from_slice(END);
 }
 

@@ -41,7 +41,25 @@ impl Text {
     }
 }
 
+/// Adds a number to bytes of any length.
+#[inline]
+pub fn push_number(number: u64, out: &mut Vec<u8>) {
+    if number < 10 {
+        return out.push(b'0' + number as u8);
+    }
+    if number < 10_000 {
+        let number = number as u16;
+        let digits =
+            [number / 1_000, number / 100 % 10, number / 10 % 10, number % 10].map(|of| b'0' + of as u8);
+        let first = usize::from(number < 1_000) + usize::from(number < 100);
+        return out.extend_from_slice(&digits[first..]);
+    }
+    let (digits, first) = digits(number);
+    out.extend_from_slice(&digits[first..]);
+}
+
 /// A number's digits, and where the first of them stands.
+#[inline]
 pub fn digits(mut number: u64) -> ([u8; 20], usize) {
     let mut digits = [0; 20];
     let mut first = digits.len();
@@ -92,6 +110,11 @@ mod tests {
     fn numbers() {
         for value in [0, 9, 10, 65_536, u64::from(u32::MAX), u64::MAX] {
             assert_eq!(number(value), value.to_string());
+        }
+        for value in (0..20_000).chain([u64::MAX]) {
+            let mut text = b"x".to_vec();
+            push_number(value, &mut text);
+            assert_eq!(text, format!("x{value}").into_bytes());
         }
     }
 }

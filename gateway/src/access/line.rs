@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 use super::clock::Clock;
 use super::escape;
 use crate::metrics::Outcome;
-use crate::text::digits;
+use crate::text::push_number;
 
 /// What a request asked, as it came.
 pub struct Asked<'a> {
@@ -19,7 +19,7 @@ pub struct Asked<'a> {
     pub version: Version,
     pub host: Option<&'a HeaderValue>,
     pub headers: &'a HeaderMap,
-    pub request_id: &'a HeaderValue,
+    pub request_id: &'a [u8],
     /// 32 hexadecimal digits.
     pub trace_id: Option<[u8; 32]>,
 }
@@ -204,7 +204,7 @@ impl Asked<'_> {
         out.extend_from_slice(protocol(self.version));
         out.extend_from_slice(b"\",\"request_id\":\"");
         // Its own, or one that was found to be plain.
-        out.extend_from_slice(self.request_id.as_bytes());
+        out.extend_from_slice(self.request_id);
         if let Some(trace_id) = &self.trace_id {
             out.extend_from_slice(b"\",\"trace_id\":\"");
             out.extend_from_slice(trace_id);
@@ -242,14 +242,6 @@ fn string(key: &[u8], value: &str, out: &mut Vec<u8>) {
 
 fn push_address(address: IpAddr, out: &mut Vec<u8>) {
     write!(out, "{address}").expect("memory takes every byte");
-}
-
-fn push_number(number: u64, out: &mut Vec<u8>) {
-    if number < 10 {
-        return out.push(b'0' + number as u8);
-    }
-    let (digits, first) = digits(number);
-    out.extend_from_slice(&digits[first..]);
 }
 
 /// With six places behind the point.

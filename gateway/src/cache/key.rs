@@ -87,13 +87,12 @@ impl Keys {
         xxh3_64_with_seed(bytes, self.seed)
     }
 
-    /// `scope` tells routes apart.
-    pub fn key(&self, scope: u64, target: &Target<'_>, parts: &Query) -> Key {
+    /// `scope` tells routes apart. `bytes`: empty; memory that another key has had, if there is some.
+    pub fn key(&self, scope: u64, target: &Target<'_>, parts: &Query, mut bytes: Vec<u8>) -> Key {
         let Target { path, query, .. } = *target;
         /// Scope, scheme, and what most hosts are no longer than.
         const USUAL_BYTES: usize = 64;
-        let length = USUAL_BYTES + path.len() + query.map_or(0, str::len);
-        let mut bytes = Vec::with_capacity(length);
+        bytes.reserve(USUAL_BYTES + path.len() + query.map_or(0, str::len));
         bytes.extend_from_slice(&scope.to_ne_bytes());
         write_url(target.scheme, target.authority, path, &mut bytes);
         match query {
@@ -163,11 +162,11 @@ mod tests {
             (&sort, "a", "/", Some("b=2&a=9&a=1"), "http://a/?a=9&a=1&b=2"),
         ] {
             let target = Target { scheme: Scheme::Http, authority: host, path, query };
-            let key = keys.key(7, &target, parts);
+            let key = keys.key(7, &target, parts, Vec::new());
             assert_eq!(String::from_utf8_lossy(url(&key.bytes)), want);
         }
         let target = Target { scheme: Scheme::Https, authority: "a:443", path: "/", query: None };
-        let of = |scope| keys.key(scope, &target, &plain);
+        let of = |scope| keys.key(scope, &target, &plain, Vec::new());
         assert_eq!(url(&of(1).bytes), b"https://a/");
         assert_ne!(of(1), of(2), "routes share nothing");
         assert_eq!(of(1), of(1));

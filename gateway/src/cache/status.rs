@@ -2,7 +2,7 @@
 
 use http::{HeaderName, HeaderValue};
 
-use crate::text::Text;
+use crate::text::push_number;
 
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
@@ -56,39 +56,41 @@ pub enum Status {
 
 impl Status {
     pub fn value(self) -> HeaderValue {
-        self.text().value()
+        let mut text = Vec::with_capacity(64);
+        self.write(&mut text);
+        HeaderValue::try_from(text).expect("it is visible ASCII")
     }
 
-    pub fn text(self) -> Text {
-        let mut text = Text::default();
+    pub fn write(self, out: &mut Vec<u8>) {
         match self {
             Self::Hit { ttl } => {
-                text.push("gateway; hit; ttl=");
-                push_signed(&mut text, ttl);
+                out.extend_from_slice(b"gateway; hit; ttl=");
+                push_signed(ttl, out);
             }
             Self::StaleOnError { ttl } => {
-                text.push("gateway; fwd=stale; ttl=");
-                push_signed(&mut text, ttl);
-                text.push("; detail=stale-if-error");
+                out.extend_from_slice(b"gateway; fwd=stale; ttl=");
+                push_signed(ttl, out);
+                out.extend_from_slice(b"; detail=stale-if-error");
             }
             Self::Forwarded { why, status, stored, collapsed } => {
-                text.push("gateway; fwd=");
-                text.push(why.token());
+                out.extend_from_slice(b"gateway; fwd=");
+                out.extend_from_slice(why.token().as_bytes());
                 if let Some(status) = status {
-                    text.push("; fwd-status=");
-                    text.push_number(status.into());
+                    out.extend_from_slice(b"; fwd-status=");
+                    push_number(status.into(), out);
                 }
-                text.push(if stored { "; stored" } else { "" });
-                text.push(if collapsed { "; collapsed" } else { "" });
+                out.extend_from_slice(if stored { b"; stored" } else { b"" });
+                out.extend_from_slice(if collapsed { b"; collapsed" } else { b"" });
             }
         }
-        text
     }
 }
 
-fn push_signed(text: &mut Text, number: i64) {
-    text.push(if number < 0 { "-" } else { "" });
-    text.push_number(number.unsigned_abs());
+fn push_signed(number: i64, out: &mut Vec<u8>) {
+    if number < 0 {
+        out.push(b'-');
+    }
+    push_number(number.unsigned_abs(), out);
 }
 
 #[cfg(test)]

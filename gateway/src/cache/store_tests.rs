@@ -32,7 +32,7 @@ fn headers(fields: &[(&str, &str)]) -> HeaderMap {
 impl Rig {
     fn key(&self, path: &str) -> Key {
         let target = Target { scheme: Scheme::Http, authority: "a", path, query: None };
-        self.keys.key(1, &target, &Query::default())
+        self.keys.key(1, &target, &Query::default(), Vec::new())
     }
 
     fn put(&self, path: &str, request: &[(&str, &str)], response: &[(&str, &str)], body: &str) {

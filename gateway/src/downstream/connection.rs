@@ -3,6 +3,7 @@
 //! The only place on this side that knows hyper's connection type.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
@@ -262,13 +263,13 @@ async fn run_hyper(
         client.phase.set(if whole { Phase::Received } else { Phase::Receiving });
         let (proxy, client, answered) = (proxy.clone(), client.clone(), answered.take());
         async move {
-            match answered {
-                Some(answered) => Ok(*answered),
+            Ok::<_, Infallible>(match answered {
+                Some(answered) => *answered,
                 None => {
-                    let local = proxy.local();
-                    proxy.respond(local, client, request.map(Some)).await
+                    let (local, (mut parts, body)) = (proxy.local(), request.into_parts());
+                    proxy.respond(&local, &client, &mut parts, Some(body)).await
                 }
-            }
+            })
         }
     });
     // The snapshot is not kept: a connection would hold an old one, and its upstream connections, for life.

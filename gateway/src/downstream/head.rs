@@ -9,17 +9,17 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE};
 use http::response::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, StatusCode, Uri};
+use http::{HeaderValue, Request, StatusCode, Uri, request};
 use hyper::ext::ReasonPhrase;
 
 use crate::config::HeadLimits;
-use crate::lines::{self, write, write_number};
+use crate::lines::{self, write, write_count};
 use crate::upstream::Arena;
 
 const MAX_FIELDS: usize = 64;
 
 pub struct Head {
-    pub request: Request<()>,
+    pub parts: request::Parts,
     /// Bytes of the head.
     pub length: usize,
     /// The client asks for no more after this.
@@ -55,10 +55,9 @@ pub fn read(bytes: &Bytes, bounds: &HeadLimits, arena: &Arena) -> Option<Head> {
         }
         headers.append(name, HeaderValue::from_maybe_shared(bytes.slice_ref(field.value)).ok()?);
     }
-    let mut request = Request::new(());
-    *request.uri_mut() = Uri::from(target);
-    *request.headers_mut() = headers;
-    Some(Head { request, length, last })
+    let (mut parts, ()) = Request::new(()).into_parts();
+    (parts.uri, parts.headers) = (Uri::from(target), headers);
+    Some(Head { parts, length, last })
 }
 
 /// Writes the head of a response with a body of `length` bytes. `more`: fields besides its own, as lines.
@@ -83,7 +82,7 @@ pub fn write_response(parts: &Parts, more: &[u8], length: u64, out: &mut Vec<u8>
         }
     }
     if may_have_a_body(status) {
-        write_number(out, &CONTENT_LENGTH, length);
+        write_count(out, b"content-length: ", length);
     }
     out.extend_from_slice(lines::END);
 }
@@ -138,10 +137,10 @@ mod tests {
     #[test]
     fn a_plain_request_is_read_as_it_was_written() {
         let head = "GET /a/../b?c=%20 HTTP/1.1\r\nHost: a:1\r\nX: 1\r\nx: \t2 \r\n\r\n";
-        let Head { request, length, last } = read(&format!("{head}GET")).unwrap();
+        let Head { parts, length, last } = read(&format!("{head}GET")).unwrap();
         assert_eq!((length, last), (head.len(), false));
-        assert_eq!(request.uri(), "/a/../b?c=%20");
-        let fields: Vec<_> = request.headers().iter().map(|(name, value)| (name.as_str(), value)).collect();
+        assert_eq!(parts.uri, "/a/../b?c=%20");
+        let fields: Vec<_> = parts.headers.iter().map(|(name, value)| (name.as_str(), value)).collect();
         let value = HeaderValue::from_static;
         assert_eq!(fields, [("host", &value("a:1")), ("x", &value("1")), ("x", &value("2"))]);
         assert!(

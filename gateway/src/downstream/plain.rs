@@ -40,14 +40,13 @@ pub async fn serve(proxy: &Rc<Proxy>, io: &Rc<Io>) -> Turn {
         }
         let local = proxy.local();
         let bounds = &local.snapshot.config.head;
-        let Some(Head { request, length, last }) = head::read(&bytes, bounds, local.arena()) else {
+        let Some(Head { mut parts, length, last }) = head::read(&bytes, bounds, local.arena()) else {
             io.put_back(bytes);
             return Turn::Hyper(None);
         };
         io.head_was_whole(bytes.split_off(length));
         io.client.phase.set(Phase::Received);
-        let request = request.map(|()| None);
-        let Ok(mut response) = proxy.clone().respond(local.clone(), io.client.clone(), request).await;
+        let mut response = proxy.respond(&local, &io.client, &mut parts, None).await;
         let Some(length) = length_of(&response) else {
             io.read_again(bytes);
             return Turn::Hyper(Some(Box::new(response)));

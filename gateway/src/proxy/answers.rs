@@ -27,8 +27,10 @@ pub fn stored(entry: &Entry, age: Duration, ask: Ask<'_>, status: Status) -> (Re
         *response.status_mut() = entry.status;
         let mut lines = ask.client.lines.borrow_mut();
         lines.extend_from_slice(&entry.lines);
-        lines::write_number(&mut lines, &AGE, age.as_secs());
-        lines::write(&mut lines, &CACHE_STATUS, status.text().as_bytes());
+        lines::write_count(&mut lines, b"age: ", age.as_secs());
+        lines.extend_from_slice(b"cache-status: ");
+        status.write(&mut lines);
+        lines.extend_from_slice(lines::END);
         return (response, whole());
     }
     let mut response = response(entry.status, &entry.headers, ask, status);

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use http::header::{CONTENT_LOCATION, IF_MATCH, IF_UNMODIFIED_SINCE, LOCATION, RANGE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Response, Uri};
+use http::{HeaderMap, Method, Response, Uri};
 
 use super::body::Source;
 use super::client::Client;
@@ -47,7 +47,7 @@ pub struct Ask<'a> {
     pub parts: &'a Parts,
     pub seen: &'a Seen,
     pub trusted: bool,
-    pub request_id: &'a HeaderValue,
+    pub request_id: &'a [u8],
     pub trace: &'a Trace,
     pub now: Instant,
     pub deadline: Tick,
@@ -120,14 +120,15 @@ impl<'a> Ask<'a> {
         let snapshot = &self.local.snapshot;
         let rules = snapshot.routes[snapshot.table.find(authority, &path)?].cache.as_ref()?;
         let target = Target { scheme: self.scheme(), authority, path: &path, query: uri.query() };
-        Some(self.shared().keys.key(rules.scope, &target, &rules.query))
+        Some(self.shared().keys.key(rules.scope, &target, &rules.query, Vec::new()))
     }
 
     fn key(&self) -> Key {
         let (uri, rules) = (&self.parts.uri, self.rules());
         let (scheme, authority) = (self.scheme(), self.seen.authority());
         let target = Target { scheme, authority, path: uri.path(), query: uri.query() };
-        self.shared().keys.key(rules.scope, &target, &rules.query)
+        let room = std::mem::take(&mut *self.local.key.borrow_mut());
+        self.shared().keys.key(rules.scope, &target, &rules.query, room)
     }
 
     /// Sites answer differently by it, with redirects above all.
@@ -160,7 +161,12 @@ pub fn look(ask: Ask<'_>) -> Result<Verdict<'_>, Failure> {
     let key = ask.key();
     let request = Request { ask, key, asker, wish, alone: !rules.may_coalesce(asker) };
     let miss = match request.look() {
-        Ok((response, source)) => return Ok(Verdict::Answered(response, source)),
+        Ok((response, source)) => {
+            let mut room = request.key.bytes;
+            room.clear();
+            ask.local.key.replace(room);
+            return Ok(Verdict::Answered(response, source));
+        }
         Err(miss) => miss,
     };
     if wish.only_if_cached {

@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use http::header::{ACCEPT, ALLOW, CONTENT_LENGTH, CONTENT_TYPE, DATE, RETRY_AFTER};
+use http::header::{ACCEPT, ALLOW, CONTENT_LENGTH, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
-use super::headers::X_REQUEST_ID;
 use super::limit::Limited;
+use super::request_id::RequestId;
 use crate::config::CONCURRENCY;
 use crate::limit::concurrency::Crowded;
 use crate::lines;
@@ -258,12 +258,12 @@ impl Failure {
     pub fn answer(
         self,
         request: Wants,
-        request_id: &HeaderValue,
+        request_id: &RequestId,
         date: &HeaderValue,
         lines: &mut Vec<u8>,
     ) -> Answer {
         let Problem { kind: problem, status, title, detail, closes, .. } = self.problem();
-        let (code, id) = (status.as_str(), request_id.to_str().unwrap_or_default());
+        let (code, id) = (status.as_str(), request_id.as_str());
         let policy = match self.policy() {
             Some(policy) => [",\"violated-policies\":[\"", policy, "\"]"],
             None => [""; 3],
@@ -287,9 +287,9 @@ impl Failure {
             }
         };
         lines.extend_from_slice(b"cache-control: no-store\r\n");
-        lines::write(lines, &CONTENT_TYPE, kind.as_bytes());
-        lines::write(lines, &X_REQUEST_ID, request_id.as_bytes());
-        lines::write(lines, &DATE, date.as_bytes());
+        lines::write_known(lines, b"content-type: ", kind.as_bytes());
+        lines::write_known(lines, b"x-request-id: ", request_id.as_bytes());
+        lines::write_known(lines, b"date: ", date.as_bytes());
         match &self {
             Self::Unavailable(wait) => {
                 // Rounded up, so that who waits so long is not too early.
@@ -321,7 +321,7 @@ impl Failure {
 
     /// The same as bytes on the wire, the last of their connection: for a head that hyper itself refused, and for a
     /// connection that is not to be served.
-    pub fn raw(self, request_id: &HeaderValue, date: &HeaderValue) -> Vec<u8> {
+    pub fn raw(self, request_id: &RequestId, date: &HeaderValue) -> Vec<u8> {
         let mut lines = Vec::new();
         let Answer { status, body, .. } = self.answer(Wants::Problem, request_id, date, &mut lines);
         lines::write_number(&mut lines, &CONTENT_LENGTH, body.len() as u64);

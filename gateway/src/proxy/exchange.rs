@@ -4,7 +4,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use gateway_common::standing::Class;
-use http::{HeaderMap, HeaderValue, Request, StatusCode};
+use http::request::Parts;
+use http::{HeaderMap, StatusCode};
 
 use super::Local;
 use super::client::{Client, Phase};
@@ -17,14 +18,14 @@ use crate::limit::concurrency::Permit;
 use crate::metrics::Outcome;
 
 /// Lives from the request's head to the end of its response's body. Dropped before either is
-/// known, it is the client who left.
+/// known, it is the client who left. Small, for it is handed on with the response.
 pub struct Exchange {
     client: Rc<Client>,
     local: Rc<Local>,
     /// Who asks: the peer, until its headers are read.
     pub identity: Identity,
     /// `None`: the request belongs to no route.
-    route: Option<usize>,
+    route: Option<u32>,
     /// It was let in because of who sends it.
     favoured: bool,
     started: Instant,
@@ -35,7 +36,7 @@ pub struct Exchange {
     /// Of the response's body.
     bytes: u64,
     /// What only the log wants to know; `None`: there is none.
-    noted: Option<Noted>,
+    noted: Option<Box<Noted>>,
 }
 
 #[derive(Default)]
@@ -63,7 +64,7 @@ impl Exchange {
             status: StatusCode::from_u16(CLIENT_CLOSED_REQUEST).expect("three digits"),
             outcome: Outcome::ClientAbort,
             bytes: 0,
-            noted: local.desk.is_some().then(Noted::default),
+            noted: local.desk.is_some().then(Box::default),
         }
     }
 
@@ -78,19 +79,23 @@ impl Exchange {
         self.identity = Identity::behind(self.identity, headers, trusted, prefix);
     }
 
+    fn route(&self) -> Option<usize> {
+        self.route.map(|route| route as usize)
+    }
+
     pub fn started(&self) -> Instant {
         self.started
     }
 
     /// Notes what is asked, where that is logged.
-    pub fn note<B>(&mut self, request: &Request<B>, seen: &Seen, request_id: &HeaderValue, trace: &Trace) {
+    pub fn note(&mut self, parts: &Parts, seen: &Seen, request_id: &[u8], trace: &Trace) {
         let (Some(noted), Some(desk)) = (&mut self.noted, &self.local.desk) else { return };
         noted.head = desk.head(&Asked {
-            method: request.method(),
-            uri: request.uri(),
-            version: request.version(),
+            method: &parts.method,
+            uri: &parts.uri,
+            version: parts.version,
             host: seen.host.as_ref(),
-            headers: request.headers(),
+            headers: &parts.headers,
             request_id,
             trace_id: trace.id(),
         });
@@ -129,7 +134,7 @@ impl Exchange {
             status: self.status,
             bytes: self.bytes,
             outcome: self.outcome,
-            route: self.route.map(|route| snapshot.routes[route].label.as_str()),
+            route: self.route().map(|route| snapshot.routes[route].label.as_str()),
             rule: noted.rule.as_deref(),
             cached: met.cached,
             upstream: (met.tries > 0).then(|| snapshot.endpoints[met.endpoint].name.as_str()),
@@ -146,7 +151,7 @@ impl Exchange {
 
     /// Counts it as under way on its route; false: pressure leaves no room for it.
     pub fn routed(&mut self, route: usize) -> bool {
-        self.route = Some(route);
+        self.route = Some(route as u32);
         self.local.snapshot.routes[route].gate.begin(self.local.worker)
     }
 
@@ -183,14 +188,14 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let took = self.started.elapsed();
-        if let Some(route) = self.route {
+        if let Some(route) = self.route() {
             self.local.snapshot.routes[route].gate.end(self.local.worker, self.favoured);
         }
         self.client.answering.set(false);
         if self.outcome == Outcome::ClientAbort && self.client.let_down.get() {
             self.outcome = Outcome::Timeout;
         }
-        self.local.cells(self.route).record(self.status.as_u16(), self.outcome, took);
+        self.local.cells(self.route()).record(self.status.as_u16(), self.outcome, took);
         if let Some(noted) = self.noted.take()
             && let Some(desk) = &self.local.desk
         {

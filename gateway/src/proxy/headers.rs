@@ -3,13 +3,19 @@
 //! RFC 9110 §7.6.1 (hop-by-hop), §7.6.3 (Via). The values of a connection that never change are
 //! made once; one pass over the names decides what there is to do.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, DATE, Entry, HOST, HeaderName, TE, VIA};
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH,
+    CONTENT_TYPE, COOKIE, DATE, EXPECT, Entry, FORWARDED, GetAll, HOST, HeaderName, IF_MATCH,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, PRAGMA, RANGE, REFERER, TE,
+    TRANSFER_ENCODING, UPGRADE, USER_AGENT, VIA,
+};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Version};
 
 use super::client::Client;
+use super::request_id::RequestId;
 use super::trace::{TRACEPARENT, Trace};
-use crate::lines::{write, write_number};
+use crate::lines::{write, write_known, write_number};
 use crate::upstream::hop::{ends_here, may_be_named};
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -18,8 +24,8 @@ pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-p
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// The pseudonym in `Via`.
-const PSEUDONYM_11: HeaderValue = HeaderValue::from_static("1.1 gateway");
-const PSEUDONYM_10: HeaderValue = HeaderValue::from_static("1.0 gateway");
+static PSEUDONYM_11: HeaderValue = HeaderValue::from_static("1.1 gateway");
+static PSEUDONYM_10: HeaderValue = HeaderValue::from_static("1.0 gateway");
 
 /// Which fields a message has that anything is decided on, found in one pass over them. Most
 /// messages have few, and a look-up for one that is not there costs as much as a hit.
@@ -51,40 +57,39 @@ impl Seen {
     pub fn of(headers: &HeaderMap) -> Self {
         let mut seen = Self::default();
         for (name, value) in headers {
-            match name.as_str() {
-                "host" => {
+            // Names of the standard's are numbers; only others are compared letter by letter.
+            match *name {
+                HOST => {
                     seen.hosts += 1;
                     seen.host.get_or_insert_with(|| value.clone());
                 }
-                "cache-control"
-                | "pragma"
-                | "authorization"
-                | "x-api-key"
-                | "cookie"
-                | "range"
-                | "if-range"
-                | "if-match"
-                | "if-none-match"
-                | "if-modified-since"
-                | "if-unmodified-since" => seen.caching = true,
-                "accept" => seen.accept |= value != "*/*",
-                "te" => (seen.te, seen.hop_by_hop) = (true, true),
-                "transfer-encoding" => (seen.transfer_encoding, seen.hop_by_hop) = (true, true),
-                "expect" => (seen.expect, seen.hop_by_hop) = (true, true),
-                "connection" | "upgrade" | "keep-alive" | "proxy-connection" => seen.hop_by_hop = true,
-                "traceparent" | "tracestate" => seen.trace = true,
-                "via" => (seen.via, seen.proxy_field) = (true, Some("Via")),
-                "forwarded" => (seen.rewritten, seen.proxy_field) = (true, Some("Forwarded")),
-                "x-forwarded-for" => (seen.rewritten, seen.proxy_field) = (true, Some("X-Forwarded-For")),
-                "x-request-id" => (seen.request_id, seen.rewritten) = (true, true),
-                "content-length" => (seen.content_length, seen.rewritten) = (true, true),
-                "x-forwarded-proto" | "x-forwarded-host" | "x-real-ip" => {
-                    seen.rewritten = true;
-                }
-                _ => {}
+                USER_AGENT | ACCEPT_ENCODING | ACCEPT_LANGUAGE | REFERER | CONTENT_TYPE => {}
+                CACHE_CONTROL | PRAGMA | AUTHORIZATION | COOKIE | RANGE | IF_RANGE | IF_MATCH
+                | IF_NONE_MATCH | IF_MODIFIED_SINCE | IF_UNMODIFIED_SINCE => seen.caching = true,
+                ACCEPT => seen.accept |= value != "*/*",
+                TE => (seen.te, seen.hop_by_hop) = (true, true),
+                TRANSFER_ENCODING => (seen.transfer_encoding, seen.hop_by_hop) = (true, true),
+                EXPECT => (seen.expect, seen.hop_by_hop) = (true, true),
+                CONNECTION | UPGRADE => seen.hop_by_hop = true,
+                VIA => (seen.via, seen.proxy_field) = (true, Some("Via")),
+                FORWARDED => (seen.rewritten, seen.proxy_field) = (true, Some("Forwarded")),
+                CONTENT_LENGTH => (seen.content_length, seen.rewritten) = (true, true),
+                _ => seen.see_other(name.as_str()),
             }
         }
         seen
+    }
+
+    fn see_other(&mut self, name: &str) {
+        match name {
+            "x-api-key" => self.caching = true,
+            "keep-alive" | "proxy-connection" => self.hop_by_hop = true,
+            "traceparent" | "tracestate" => self.trace = true,
+            "x-forwarded-for" => (self.rewritten, self.proxy_field) = (true, Some("X-Forwarded-For")),
+            "x-request-id" => (self.request_id, self.rewritten) = (true, true),
+            "x-forwarded-proto" | "x-forwarded-host" | "x-real-ip" => self.rewritten = true,
+            _ => {}
+        }
     }
 
     /// The routing authority: the `Host` field, empty for HTTP/1.0 without one.
@@ -108,7 +113,7 @@ pub struct Upward<'a> {
     pub trusted: bool,
     /// In place of the client's `Host`, unless that is preserved.
     pub host: Option<&'a HeaderValue>,
-    pub request_id: &'a HeaderValue,
+    pub request_id: &'a [u8],
     pub trace: &'a Trace,
     pub body: Announced,
 }
@@ -125,7 +130,7 @@ pub fn write_upstream(parts: &Parts, seen: &Seen, to: &Upward<'_>) -> Vec<u8> {
     out.extend_from_slice(target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
     if let Some(host) = to.host {
-        write(&mut out, &HOST, host.as_bytes());
+        write_known(&mut out, b"host: ", host.as_bytes());
     }
     let carry = Carry::of(headers, seen, to);
     for (name, value) in headers {
@@ -136,17 +141,20 @@ pub fn write_upstream(parts: &Parts, seen: &Seen, to: &Upward<'_>) -> Vec<u8> {
     if seen.te && headers.get(TE).is_some_and(|te| accepts_trailers(te.as_bytes())) {
         out.extend_from_slice(b"te: trailers\r\nconnection: te\r\n");
     }
-    write_list(&mut out, &VIA, headers, pseudonym(parts.version).as_bytes(), seen.via);
-    write_list(&mut out, &X_FORWARDED_FOR, headers, to.client.forwarded_for().as_bytes(), to.trusted);
+    out.extend_from_slice(b"via: ");
+    write_list(&mut out, seen.via.then(|| headers.get_all(VIA)), pseudonym(parts.version));
+    out.extend_from_slice(b"x-forwarded-for: ");
+    let before = to.trusted.then(|| headers.get_all(X_FORWARDED_FOR));
+    write_list(&mut out, before, to.client.forwarded_for());
     if !(to.trusted && headers.contains_key(X_FORWARDED_PROTO)) {
         out.extend_from_slice(b"x-forwarded-proto: http\r\n");
     }
     if let Some(host) = &seen.host
         && !(to.trusted && headers.contains_key(X_FORWARDED_HOST))
     {
-        write(&mut out, &X_FORWARDED_HOST, host.as_bytes());
+        write_known(&mut out, b"x-forwarded-host: ", host.as_bytes());
     }
-    write(&mut out, &X_REQUEST_ID, to.request_id.as_bytes());
+    write_known(&mut out, b"x-request-id: ", to.request_id);
     if let Some(parent) = to.trace.parent() {
         write(&mut out, &TRACEPARENT, parent);
     }
@@ -200,17 +208,13 @@ impl Carry {
     }
 }
 
-/// A list field with `last` behind what is there already, if that is `kept`.
-fn write_list(out: &mut Vec<u8>, name: &HeaderName, headers: &HeaderMap, last: &[u8], kept: bool) {
-    out.extend_from_slice(name.as_str().as_bytes());
-    out.extend_from_slice(b": ");
-    if kept {
-        for value in headers.get_all(name) {
-            out.extend_from_slice(value.as_bytes());
-            out.extend_from_slice(b", ");
-        }
+/// A list's value: `last` behind what was there `before`.
+fn write_list(out: &mut Vec<u8>, before: Option<GetAll<'_, HeaderValue>>, last: &HeaderValue) {
+    for value in before.into_iter().flatten() {
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b", ");
     }
-    out.extend_from_slice(last);
+    out.extend_from_slice(last.as_bytes());
     out.extend_from_slice(b"\r\n");
 }
 
@@ -218,15 +222,44 @@ fn has_body(method: &Method) -> bool {
     [Method::POST, Method::PUT, Method::PATCH].contains(method)
 }
 
-/// Adds to the upstream's fields what the client gets besides. `date`: now.
-pub fn toward_downstream(
+/// Adds to the upstream's fields what the client is told besides. `date`: now.
+pub fn toward_downstream(headers: &mut HeaderMap, version: Version, id: &RequestId, date: &HeaderValue) {
+    toward_anybody(headers, version, date);
+    headers.insert(X_REQUEST_ID, id.value());
+}
+
+/// The same, with what need not be among the upstream's fields as lines: a map takes several times as long to be put
+/// into and written.
+pub fn write_downstream(
     headers: &mut HeaderMap,
+    lines: &mut Vec<u8>,
     version: Version,
-    request_id: HeaderValue,
+    id: &RequestId,
     date: &HeaderValue,
 ) {
-    toward_anybody(headers, version, date);
-    headers.insert(X_REQUEST_ID, request_id);
+    let (mut has_via, mut has_date, mut has_id) = (false, false, false);
+    for name in headers.keys() {
+        match *name {
+            VIA => has_via = true,
+            DATE => has_date = true,
+            _ => has_id |= *name == X_REQUEST_ID,
+        }
+    }
+    match has_via {
+        true => add_via(headers, version),
+        false => write_known(lines, b"via: ", pseudonym(version).as_bytes()),
+    }
+    if !has_date {
+        write_known(lines, b"date: ", date.as_bytes());
+    }
+    if has_id {
+        headers.remove(X_REQUEST_ID);
+    }
+    write_id(lines, id);
+}
+
+pub fn write_id(lines: &mut Vec<u8>, id: &RequestId) {
+    write_known(lines, b"x-request-id: ", id.as_bytes());
 }
 
 /// The same without what belongs to one request: as a response is kept for several.
@@ -249,7 +282,7 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
 fn add_via(headers: &mut HeaderMap, version: Version) {
     match headers.entry(VIA) {
         Entry::Vacant(entry) => {
-            entry.insert(pseudonym(version));
+            entry.insert(pseudonym(version).clone());
         }
         Entry::Occupied(mut entry) => {
             let mut list: Vec<&[u8]> = entry.iter().map(HeaderValue::as_bytes).collect();
@@ -261,8 +294,8 @@ fn add_via(headers: &mut HeaderMap, version: Version) {
     }
 }
 
-fn pseudonym(version: Version) -> HeaderValue {
-    if version == Version::HTTP_10 { PSEUDONYM_10 } else { PSEUDONYM_11 }
+fn pseudonym(version: Version) -> &'static HeaderValue {
+    if version == Version::HTTP_10 { &PSEUDONYM_10 } else { &PSEUDONYM_11 }
 }
 
 fn accepts_trailers(te: &[u8]) -> bool {
@@ -288,7 +321,7 @@ mod tests {
         }
         let (parts, ()) = request.into_parts();
         let seen = Seen::of(&parts.headers);
-        let request_id = &HeaderValue::from_static("7");
+        let request_id = b"7";
         let body = Announced::Nothing;
         let to = Upward { client: &client, trusted, host: None, request_id, trace: &Trace::Kept(None), body };
         let head = String::from_utf8(write_upstream(&parts, &seen, &to)).unwrap();

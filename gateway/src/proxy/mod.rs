@@ -23,15 +23,16 @@ mod target;
 mod trace;
 
 use std::cell::{Cell, RefCell};
-use std::convert::Infallible;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use arc_swap::Cache;
 use bytes::Bytes;
 use http::header::CONNECTION;
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::request::Parts;
+use http::{HeaderValue, Method, Response, Version};
 use hyper::body::Incoming;
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -44,6 +45,7 @@ use error::{Answer, Wants};
 use exchange::Exchange;
 use forward::Way;
 use headers::{Announced, Seen, Upward};
+use request_id::RequestId;
 use trace::Trace;
 
 use crate::access::{Cached, Desk};
@@ -77,7 +79,7 @@ pub struct Proxy {
     /// Sources whose connections do, and the number of the set.
     blocked: RefCell<(u64, Arc<FxHashSet<IpAddr>>)>,
     has_blocked: Cell<bool>,
-    current: Arc<Current>,
+    current: RefCell<Cache<Arc<Current>, Arc<Snapshot>>>,
     local: RefCell<Rc<Local>>,
     ids: request_id::Ids,
     date: RefCell<HeaderValue>,
@@ -102,6 +104,8 @@ pub struct Local {
     store: Option<Rc<Store>>,
     /// What was heard of sources since the last sweep.
     heard: Rc<RefCell<Vec<(IpAddr, Served)>>>,
+    /// Empty: the memory of a key that was looked up.
+    key: RefCell<Vec<u8>>,
     /// Wakes those on this worker who wait for a fetch.
     fanout: Rc<Fanout>,
     /// `None`: nothing is written about requests.
@@ -118,7 +122,7 @@ impl Proxy {
             draining: Cell::new(false),
             blocked: RefCell::default(),
             has_blocked: Cell::new(false),
-            current,
+            current: RefCell::new(Cache::new(current)),
             local: RefCell::new(Rc::new(local)),
             ids: request_id::Ids::new(),
             date: RefCell::new(http_date()),
@@ -127,10 +131,10 @@ impl Proxy {
 
     /// The snapshot in force; a request calls this once.
     pub fn local(&self) -> Rc<Local> {
-        let current = self.current.load();
-        let mut local = self.local.borrow_mut();
+        let (mut current, mut local) = (self.current.borrow_mut(), self.local.borrow_mut());
+        let current = current.load();
         if local.snapshot.serial != current.serial {
-            let (next, registry) = (Arc::clone(&current), self.registry.clone());
+            let (next, registry) = (Arc::clone(current), self.registry.clone());
             let next = Local::new(next, self.worker, registry, &self.wheel, Some(&local));
             *local = Rc::new(next);
         }
@@ -230,64 +234,64 @@ impl Proxy {
         self.draining.get() || self.blocks(client)
     }
 
-    /// Answers one request under what is in force; every failure is a response.
+    /// Answers one request under what is in force; every failure is a response. `body`: `None` where the request is plain
+    /// and has none. All else is lent: it is too large to be handed on more often than need be. The fields are gone afterwards.
     pub async fn respond(
-        self: Rc<Self>,
-        local: Rc<Local>,
-        client: Rc<Client>,
-        request: Request<Option<Incoming>>,
-    ) -> Result<Response<Body>, Infallible> {
+        self: &Rc<Self>,
+        local: &Rc<Local>,
+        client: &Rc<Client>,
+        parts: &mut Parts,
+        body: Option<Incoming>,
+    ) -> Response<Body> {
         client.header_read.set(local.snapshot.config.timeouts.header_read);
-        let mut exchange = Exchange::begin(&client, &local);
+        let mut exchange = Exchange::begin(client, local);
         let trusted = client.standing(&local.snapshot).trusted;
-        let seen = Seen::of(request.headers());
+        let is_plain = body.is_none();
+        let body = RequestBody::new(body, client);
+        let mut seen = Seen::of(&parts.headers);
         if trusted {
-            exchange.identify(request.headers());
+            exchange.identify(&parts.headers);
         } else if let Some(field) = seen.proxy_field {
             client.spoke_like_a_proxy(field);
         }
-        let wants = if seen.accept { Wants::of(request.headers()) } else { Wants::Problem };
-        let told =
-            (trusted && seen.request_id).then(|| request.headers().get(headers::X_REQUEST_ID)).flatten();
+        let wants = if seen.accept { Wants::of(&parts.headers) } else { Wants::Problem };
+        let told = (trusted && seen.request_id).then(|| parts.headers.get(headers::X_REQUEST_ID)).flatten();
         let told = told.filter(|id| request_id::is_plain(id)).cloned();
-        let request_id = told.unwrap_or_else(|| self.ids.next());
+        let request_id = told.map_or_else(|| self.ids.next(), RequestId::Told);
         let mode = local.snapshot.config.trace_context;
-        let trace = Trace::of(mode, &seen, request.headers(), &self.ids);
-        exchange.note(&request, &seen, &request_id, &trace);
-        let expects = seen.expect;
-        let told = Told { trusted, request_id: &request_id, trace: &trace };
-        let answered = answer(&self, &local, &mut exchange, seen, told, request).await;
-        let last = self.is_last(&client, &local.snapshot.config);
+        let trace = Trace::of(mode, &seen, &parts.headers, &self.ids);
+        exchange.note(parts, &seen, request_id.as_bytes(), &trace);
+        let told = Told { trusted, request_id: request_id.as_bytes(), trace: &trace };
+        let answered = answer(self, local, &mut exchange, &mut seen, told, parts, body).await;
+        local.arena.recycle(std::mem::take(&mut parts.headers));
+        let last = self.is_last(client, &local.snapshot.config);
         match answered {
             Ok((mut response, source)) => {
                 let version = std::mem::replace(response.version_mut(), Version::HTTP_11);
-                let headers = response.headers_mut();
-                if source.is_upstream() {
-                    headers::toward_downstream(headers, version, request_id, &self.date.borrow());
-                } else if client.lines.borrow().is_empty() {
-                    headers.insert(headers::X_REQUEST_ID, request_id);
-                } else {
-                    lines::write(
-                        &mut client.lines.borrow_mut(),
-                        &headers::X_REQUEST_ID,
-                        request_id.as_bytes(),
-                    );
+                let (headers, mut lines) = (response.headers_mut(), client.lines.borrow_mut());
+                let (id, date) = (&request_id, &self.date.borrow());
+                match source.is_upstream() {
+                    true if is_plain => headers::write_downstream(headers, &mut lines, version, id, date),
+                    true => headers::toward_downstream(headers, version, id, date),
+                    false if !lines.is_empty() => headers::write_id(&mut lines, id),
+                    false => drop(headers.insert(headers::X_REQUEST_ID, id.value())),
                 }
+                drop(lines);
                 if last {
                     headers.insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 exchange.answer(response.status());
-                Ok(response.map(|()| Body::new(source, exchange)))
+                response.map(|()| Body::new(source, exchange))
             }
             Err(failure) => {
                 // A body that waits for 100 and does not get it is not read: hyper ends the connection.
-                let last = last || expects && client.phase.get() == Phase::Receiving;
+                let last = last || seen.expect && client.phase.get() == Phase::Receiving;
                 let mut response = refuse(failure, wants, &request_id, &self.date.borrow(), last, exchange);
                 // The next that hyper writes may be a 100.
-                if expects {
+                if seen.expect {
                     lines::take_back(&mut client.lines.borrow_mut(), response.headers_mut());
                 }
-                Ok(response)
+                response
             }
         }
     }
@@ -296,7 +300,7 @@ impl Proxy {
 /// What is known of a request besides what it says itself.
 struct Told<'a> {
     trusted: bool,
-    request_id: &'a HeaderValue,
+    request_id: &'a [u8],
     trace: &'a Trace,
 }
 
@@ -304,15 +308,15 @@ async fn answer(
     proxy: &Rc<Proxy>,
     local: &Rc<Local>,
     exchange: &mut Exchange,
-    mut seen: Seen,
+    seen: &mut Seen,
     told: Told<'_>,
-    request: Request<Option<Incoming>>,
+    parts: &mut Parts,
+    body: RequestBody,
 ) -> Result<(Response<()>, Source), Failure> {
     let Told { trusted, request_id, trace } = told;
     let client = exchange.client().clone();
-    let (mut parts, body) = request.into_parts();
-    let body = RequestBody::new(body, &client);
-    target::settle(&mut parts, &mut seen, &client)?;
+    target::settle(parts, seen, &client)?;
+    let (parts, seen) = (&*parts, &*seen);
 
     let snapshot = &*local.snapshot;
     let index = snapshot.table.find(seen.authority(), parts.uri.path()).ok_or(Failure::NoRoute)?;
@@ -324,26 +328,21 @@ async fn answer(
     let entered = limit::enter(local, exchange, index);
     let asked = match route.limits.are_shared() && entered.is_ok() {
         false => Asked::Skipped,
-        true => match limit::ask(local, exchange, index, &parts) {
+        true => match limit::ask(local, exchange, index, parts) {
             Asking::Known(asked) => asked,
             // Boxed for the same reason as below.
             Asking::Wait(waiting) => Box::pin(waiting.answer()).await,
         },
     };
-    let standing = match entered.and_then(|()| limit::admit(local, exchange, index, &parts, &asked)) {
-        Ok(standing) => standing,
-        Err(refused) => {
-            local.arena.recycle(parts.headers);
-            return Err(refused);
-        }
-    };
+    entered?;
+    let standing = limit::admit(local, exchange, index, parts, &asked)?;
 
     let deadline = client.timer.now().plus(route.config.timeout);
     let announced = body.announced();
     let cluster = &snapshot.clusters[route.cluster];
-    let balance_key = balance::key(&cluster.config.policy, exchange.identity.address, &parts);
+    let balance_key = balance::key(&cluster.config.policy, exchange.identity.address, parts);
     let ask = {
-        let (client, parts, seen, now) = (&client, &parts, &seen, exchange.started());
+        let (client, now) = (&client, exchange.started());
         Ask {
             proxy,
             local,
@@ -378,7 +377,6 @@ async fn answer(
         };
         if let Some((mut response, source)) = answered {
             limit::announce(local, index, standing, response.headers_mut());
-            local.arena.recycle(parts.headers);
             return Ok((response, source));
         }
     }
@@ -386,7 +384,7 @@ async fn answer(
     let own_host = !route.config.preserve_host || seen.host.is_none();
     let host = own_host.then_some(&cluster.authority);
     let to = Upward { client: &client, trusted, host, request_id, trace, body: announced };
-    let head = headers::write_upstream(&parts, &seen, &to);
+    let head = headers::write_upstream(parts, seen, &to);
     client.takes_interim.set(parts.version == Version::HTTP_11);
 
     let idempotent = parts.method.is_idempotent();
@@ -406,7 +404,6 @@ async fn answer(
         let status = Status::Forwarded { why, status: None, stored: false, collapsed: false };
         response.headers_mut().append(CACHE_STATUS, status.value());
     }
-    local.arena.recycle(parts.headers);
     Ok((response, Source::Upstream(lease)))
 }
 
@@ -414,7 +411,7 @@ async fn answer(
 fn refuse(
     failure: Failure,
     wants: Wants,
-    request_id: &HeaderValue,
+    request_id: &RequestId,
     date: &HeaderValue,
     last: bool,
     mut exchange: Exchange,
@@ -491,6 +488,7 @@ impl Local {
             arena,
             dice,
             heard,
+            key: RefCell::default(),
             fanout,
         };
         let config = &this.snapshot.config;

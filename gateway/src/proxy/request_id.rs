@@ -6,8 +6,34 @@
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 
-use bytes::Bytes;
 use http::HeaderValue;
+
+/// What a request is called.
+pub enum RequestId {
+    Made([u8; 32]),
+    /// By a trusted proxy; [`is_plain`].
+    Told(HeaderValue),
+}
+
+impl RequestId {
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Made(digits) => digits,
+            Self::Told(id) => id.as_bytes(),
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        str::from_utf8(self.as_bytes()).expect("it is visible ASCII")
+    }
+
+    pub fn value(&self) -> HeaderValue {
+        match self {
+            Self::Made(digits) => HeaderValue::from_bytes(digits).expect("digits are visible ASCII"),
+            Self::Told(id) => id.clone(),
+        }
+    }
+}
 
 pub struct Ids {
     next: Cell<u64>,
@@ -22,9 +48,8 @@ impl Ids {
         Self { next: Cell::new(random.hash_one(0)), worker: random.hash_one(1) }
     }
 
-    pub fn next(&self) -> HeaderValue {
-        HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&self.digits()))
-            .expect("hexadecimal digits are visible")
+    pub fn next(&self) -> RequestId {
+        RequestId::Made(self.digits())
     }
 
     pub fn digits(&self) -> [u8; 32] {
@@ -77,8 +102,9 @@ mod tests {
         let (a, b) = (Ids::new(), Ids::new());
         let mut seen = std::collections::HashSet::new();
         for id in (0..10_000).flat_map(|_| [a.next(), b.next()]) {
-            assert!(id.len() == 32 && id.as_bytes().iter().all(u8::is_ascii_hexdigit), "{id:?}");
-            assert!(seen.insert(id.as_bytes().to_vec()), "{id:?} twice");
+            let id = id.as_str();
+            assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
+            assert!(seen.insert(id.to_owned()), "{id} twice");
         }
     }
 }
