@@ -44,12 +44,16 @@ fn objects(file: &Path, count: usize) -> Vec<Value> {
     lines(file, count).iter().map(parse).collect()
 }
 
+/// Bytes of a body, most of which never come to the gateway's own memory.
+const LONG: usize = 1 << 20;
+
 #[test]
 fn json_lines_say_what_happened() {
     let upstream = Upstream::start(|mut conn| {
         while let Some(request) = conn.request() {
             match request.target() {
                 "/api/cut" => return,
+                "/api/b" => conn.send(ok(&"x".repeat(LONG))),
                 _ => conn.send(ok("four")),
             }
         }
@@ -90,7 +94,10 @@ fn json_lines_say_what_happened() {
                 "status": 200, "bytes": 4, "outcome": "ok", "route": "/api", "upstream": address, "tries": 1,
             }),
         ),
-        (1, json!({ "client": "203.0.113.7", "peer": "127.0.0.1", "path": "/api/b", "query": null })),
+        (
+            1,
+            json!({ "client": "203.0.113.7", "peer": "127.0.0.1", "path": "/api/b", "query": null, "bytes": LONG }),
+        ),
         (2, json!({ "cache": "miss", "status": 200, "bytes": 4, "route": "/kept", "upstream": null })),
         (3, json!({ "cache": "hit", "status": 200, "bytes": 4, "upstream": null })),
         (4, json!({ "status": 200, "route": "/one", "rule": null })),
