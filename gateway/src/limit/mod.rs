@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod concurrency;
 pub mod fields;
 pub mod key;
+mod lately;
 mod look;
 pub mod quota;
 pub mod refusals;

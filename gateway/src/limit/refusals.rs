@@ -16,10 +16,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
+use super::lately::{Lately, SECOND_NS, are_refused};
 use super::told::Told;
 
-/// Seconds that are looked back on.
-const SECONDS: u64 = 10;
 /// Ignored refusals in that time that make a suspect.
 const MANY: u32 = 50;
 /// Refusals within a second, over connections that were told to wait, that make a flood: no client that waits has one,
@@ -30,7 +29,6 @@ const ROUTES: usize = 4;
 const SHARDS: usize = 16;
 /// Sources that a shard watches; where all were refused in the last ten seconds, others are not watched.
 const WATCHED: usize = 256;
-const SECOND_NS: u64 = 1_000_000_000;
 
 #[derive(Default)]
 pub struct Refusals {
@@ -54,13 +52,12 @@ struct Source {
     /// Ignored refusals since it was last named as a suspect.
     since_named: u32,
     told: [Told; ROUTES],
-    seconds: [Second; SECONDS as usize],
+    lately: Lately<Second>,
 }
 
 /// What happened within one second of the clock.
 #[derive(Clone, Copy, Default)]
 struct Second {
-    number: u64,
     requests: u32,
     refused: u32,
     ignored: u32,
@@ -129,7 +126,7 @@ impl Refusals {
             return;
         }
         if let Some(entry) = self.shard(&source).by_address.get_mut(&source) {
-            let second = entry.second(now_ns);
+            let second = entry.lately.now(now_ns);
             second.requests += 1;
             second.refused += u32::from(refused);
         }
@@ -182,31 +179,17 @@ impl Sources {
     fn clear(&mut self, now_ns: u64) {
         let now = now_ns / SECOND_NS;
         if std::mem::replace(&mut self.cleared, now) != now {
-            self.by_address.retain(|_, source| source.recent(now_ns).any(|second| second.refused > 0));
+            self.by_address.retain(|_, source| source.lately.recent(now_ns).any(|second| second.refused > 0));
         }
     }
 }
 
 impl Source {
-    fn recent(&self, now_ns: u64) -> impl Iterator<Item = &Second> {
-        let now = now_ns / SECOND_NS;
-        self.seconds.iter().filter(move |second| second.number + SECONDS > now)
-    }
-
-    fn second(&mut self, now_ns: u64) -> &mut Second {
-        let number = now_ns / SECOND_NS;
-        let second = &mut self.seconds[(number % SECONDS) as usize];
-        if second.number != number {
-            *second = Second { number, ..Second::default() };
-        }
-        second
-    }
-
     fn refused(&mut self, refusal: Refusal, now_ns: u64) -> Consequence {
         let Refusal { source, route, rule, wait_s, again } = refusal;
         self.rule = rule;
         let ignored = self.told(route).is_ignored(now_ns);
-        let second = self.second(now_ns);
+        let second = self.lately.now(now_ns);
         second.requests += 1;
         second.refused += 1;
         second.ignored += u32::from(ignored);
@@ -239,7 +222,7 @@ impl Source {
 
     fn account(&self, address: IpAddr, now_ns: u64) -> Suspect {
         let none = Suspect { address, rule: self.rule, requests: 0, refused: 0, ignored: 0 };
-        self.recent(now_ns).fold(none, |sum, second| Suspect {
+        self.lately.recent(now_ns).fold(none, |sum, second| Suspect {
             requests: sum.requests + second.requests,
             refused: sum.refused + second.refused,
             ignored: sum.ignored + second.ignored,
@@ -260,11 +243,6 @@ impl Suspect {
         let served = self.requests - self.refused;
         self.ignored >= MANY.saturating_add(served) && are_refused(self.refused, self.requests)
     }
-}
-
-/// Nine in ten.
-fn are_refused(refused: u32, requests: u32) -> bool {
-    u64::from(refused) * 10 >= u64::from(requests) * 9
 }
 
 #[cfg(test)]
