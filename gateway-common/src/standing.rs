@@ -1,6 +1,6 @@
 //! What userspace has found out about sources, for the kernel half to judge by: penalties and known sources.
 
-/// A source that ignored its refusals.
+/// A source that ignored its refusals, or went on opening connections that were refused.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Penalty {
@@ -9,14 +9,18 @@ pub struct Penalty {
     pub since_ns: u64,
     /// Packets it cost the source; the kernel half counts them.
     pub hits: u64,
-    /// The number of the rule whose refusals were ignored.
+    /// The number of the rule whose refusals were ignored, or [`OF_CONNECTIONS`].
     pub rule: u32,
     /// [`SLOWED`] or [`BLOCKED`].
     pub level: u32,
     /// Refusals that led to it, of the last ten seconds.
     pub refused: u32,
+    /// Those of them that it ignored; of connections, none.
     pub ignored: u32,
 }
+
+/// No rule's number: the bound on the connections of a source refused them.
+pub const OF_CONNECTIONS: u32 = u32::MAX;
 
 /// Level 1: a [`SLOWED_BY`]th of the budget.
 pub const SLOWED: u32 = 1;

@@ -22,6 +22,7 @@ mod pressure;
 mod privileges;
 mod process;
 mod prompt;
+mod pushing;
 mod reload;
 mod reload_faults;
 mod reply;

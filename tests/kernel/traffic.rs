@@ -1,6 +1,6 @@
 //! Real sockets across namespaces, through the kernel half in driver mode on a veth.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::thread;
@@ -40,11 +40,16 @@ fn echo(network: &Network, address: &str) -> SocketAddr {
 
 /// Connects from one address of the clients' namespace; `None` when nothing answered.
 pub fn connect(network: &Network, source: &str, place: SocketAddr) -> Option<TcpStream> {
+    try_connect(network, source, place).ok()
+}
+
+/// The same; whoever is not answered has timed out, and whoever is refused right after is reset.
+pub fn try_connect(network: &Network, source: &str, place: SocketAddr) -> io::Result<TcpStream> {
     network.clients.run(|| {
         let source = SocketAddr::new(source.parse().unwrap(), 0);
         let socket = Socket::new(Domain::for_address(source), Type::STREAM, None).unwrap();
         socket.bind(&source.into()).unwrap();
-        socket.connect_timeout(&place.into(), PATIENCE).ok().map(|()| socket.into())
+        socket.connect_timeout(&place.into(), PATIENCE).map(|()| socket.into())
     })
 }
 

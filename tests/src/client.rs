@@ -26,10 +26,22 @@ impl Client {
     /// Connects from an address of the loopback: another client, as the gateway sees it.
     #[track_caller]
     pub fn connect_from(source: [u8; 4], to: SocketAddr) -> Self {
+        Self::try_connect_from(source, to).expect("the gateway listens")
+    }
+
+    fn try_connect_from(source: [u8; 4], to: SocketAddr) -> io::Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("there are sockets");
         socket.bind(&SocketAddr::from((source, 0)).into()).expect("the loopback has all of 127/8");
-        socket.connect_timeout(&to.into(), PATIENCE).expect("the gateway listens");
-        Self::over(socket.into())
+        socket.connect_timeout(&to.into(), PATIENCE)?;
+        Ok(Self::over(socket.into()))
+    }
+
+    /// Fails unless a connection from `source` is reset, be it before whoever connects has noticed that it stands.
+    #[track_caller]
+    pub fn expect_reset(source: [u8; 4], to: SocketAddr) {
+        let error =
+            Self::try_connect_from(source, to).and_then(|mut client| client.rest()).expect_err("no reset");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
     }
 
     /// Over a connection that somebody else has opened.

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use gateway_common::standing::{Penalty, SLOWED};
+use gateway_common::standing::{OF_CONNECTIONS, Penalty, SLOWED};
 use gateway_common::{Action, Verdict};
 use ipnet::IpNet;
 use schemars::JsonSchema;
@@ -191,24 +191,34 @@ fn listed(verdict: Verdict, network: IpNet, config: &Config, lists: &Lists) -> R
 }
 
 fn penalised(penalty: &Penalty, snapshot: &Snapshot, source: IpAddr) -> Reason {
-    let rule = match RuleName::of(penalty.rule, snapshot) {
-        Some(RuleName { route, rule }) => format!("rule \"{rule}\" of route {route}"),
-        None => "a rule that is configured no more".to_owned(),
-    };
+    let why = why(penalty, snapshot);
     let what = match penalty.level {
         SLOWED => "a tenth of its budget",
         _ => "every packet is dropped",
     };
     Reason {
-        rule: format!(
-            "penalty of level {} ({what}): {} of {} refusals by {rule} ignored within 10 s",
-            penalty.level, penalty.ignored, penalty.refused
-        ),
+        rule: format!("penalty of level {} ({what}): {why}", penalty.level),
         since: None,
         until: None,
         reason: None,
         change: format!("wait, or `gateway allow add {source}`, or kernel.escalation \"off\" and reload"),
     }
+}
+
+/// What the source did.
+fn why(penalty: &Penalty, snapshot: &Snapshot) -> String {
+    let Penalty { refused, ignored, .. } = penalty;
+    if penalty.rule == OF_CONNECTIONS {
+        let most = snapshot.config.connections.max_per_source;
+        return format!(
+            "{refused} connections beyond connections.max_per_source {most} within 10 s, and hardly one that it holds is used"
+        );
+    }
+    let rule = match RuleName::of(penalty.rule, snapshot) {
+        Some(RuleName { route, rule }) => format!("rule \"{rule}\" of route {route}"),
+        None => "a rule that is configured no more".to_owned(),
+    };
+    format!("{ignored} of {refused} refusals by {rule} ignored within 10 s")
 }
 
 fn budget(config: &Config, source: IpAddr) -> Reason {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use gateway_common::standing::{Class, Penalty};
+use gateway_common::standing::{Class, OF_CONNECTIONS, Penalty};
 use gateway_common::{Count, Family, Verdict};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -58,20 +58,21 @@ pub struct Held {
     pub max_entries: u64,
 }
 
-/// A source that ignored its refusals.
+/// A source that ignored its refusals, or went on opening connections beyond what it may have.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Penalised {
     /// An IPv6 address is cut, as limits cut it.
     pub source: IpAddr,
     /// 1: it has a tenth of its budget. 2: its packets are dropped.
     pub level: u32,
-    /// The rate limit whose refusals it ignored; `null`: it is configured no more.
+    /// The rate limit whose refusals it ignored, `connections.max_per_source` of route `*` where connections were
+    /// refused; `null`: it is configured no more.
     pub rule: Option<RuleName>,
     pub since: u64,
     pub until: u64,
     /// Refusals that led to it, in ten seconds.
     pub refused: u32,
-    /// Those of them that it ignored.
+    /// Those of them that it ignored; of connections, none.
     pub ignored: u32,
     /// Packets that it has cost since.
     pub packets: u64,
@@ -149,6 +150,9 @@ fn figures(reading: Reading, snapshot: &Snapshot) -> KernelFigures {
 impl RuleName {
     /// The rule of this number.
     pub(super) fn of(number: u32, snapshot: &Snapshot) -> Option<Self> {
+        if number == OF_CONNECTIONS {
+            return Some(Self { route: "*".to_owned(), rule: "connections.max_per_source".to_owned() });
+        }
         snapshot.routes.iter().find_map(|route| {
             let rule = route.limits.iter().find(|rule| rule.number == number)?;
             Some(Self { route: route.label.clone(), rule: rule.name().to_owned() })

@@ -14,7 +14,7 @@ use gateway_common::counters::cell;
 use gateway_common::maps::{COUNTERS, POLICY, SELECTOR};
 use gateway_common::policy::{Charged, Holder, Policy};
 use gateway_common::pressure::{BLOCKING, PENALTIES};
-use gateway_common::standing::{BLOCKED, Penalty};
+use gateway_common::standing::{BLOCKED, OF_CONNECTIONS, Penalty};
 use gateway_common::{Address, Count, Family, Verdict};
 
 use super::cookies::{Arming, Stack};
@@ -128,7 +128,12 @@ impl Heartbeat {
         sources.block(blocked);
         let seconds = (until_ns - since_ns) / 1_000_000_000;
         let Suspect { refused, ignored, rule, .. } = suspect;
-        tracing::info!(%source, level, seconds, refused, ignored, rule, "penalised: it ignores its refusals");
+        let why = if *rule == OF_CONNECTIONS {
+            "it goes on opening connections beyond connections.max_per_source"
+        } else {
+            "it ignores its refusals"
+        };
+        tracing::info!(%source, level, seconds, refused, ignored, rule, "penalised: {why}");
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! How a source that ignores its refusals is dealt with: more and more firmly, and ever less once it is quiet.
+//! How a source that ignores its refusals, of requests or of connections, is dealt with: more and more firmly, and ever less once it is quiet.
 //!
 //! `sources` asks it about each suspect; the heartbeat writes what it says, and asks it what is over. Pure: it knows
 //! neither maps nor clocks.

@@ -41,12 +41,12 @@ pub struct Sources {
     figures: Mutex<Figures>,
 }
 
-/// A source that ignores its refusals.
+/// A source that ignores its refusals, or pushes against the bound on its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suspect {
     /// As userspace tells clients apart.
     pub address: IpAddr,
-    /// The number of the rule that refused last.
+    /// The number of the rule that refused last, or `OF_CONNECTIONS`.
     pub rule: u32,
     /// Of the last ten seconds.
     pub refused: u32,

@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -22,13 +22,13 @@ use tokio::net::TcpStream;
 
 use super::crowd::Seat;
 use super::io::{Half, Io};
+use super::of_source;
 use super::plain::{self, Turn};
 use super::proxy_protocol;
 use super::warm::Warm;
 use crate::config::Config;
-use crate::limit::concurrency::Permit;
+use crate::limit::connections::OfSource;
 use crate::proxy::client::{Client, Phase};
-use crate::proxy::identity::Identity;
 use crate::proxy::{Body, Proxy};
 use crate::proxy::{forgotten, identity};
 use crate::timer::{Tick, Timer};
@@ -60,54 +60,58 @@ enum End {
 }
 
 /// Serves `stream` until either side closes it.
-pub async fn serve(proxy: Rc<Proxy>, warm: Rc<Warm>, seat: Seat, stream: TcpStream, peer: SocketAddr) {
-    if let Some((io, _of_source)) = begin(&proxy, &warm, stream, peer).await {
+pub async fn serve(
+    proxy: Rc<Proxy>,
+    warm: Rc<Warm>,
+    seat: Seat,
+    stream: TcpStream,
+    peer: SocketAddr,
+    origin: Origin,
+) {
+    if let Some(io) = begin(&proxy, &warm, stream, peer, origin).await {
         seat.take(&io);
         converse(&proxy, &warm, &io).await;
+        of_source::note(&proxy, &io);
         proxy.took_leave(&io.client);
     }
 }
 
-/// Finds out who is there, and takes a place among the connections of that source; `None`: nobody that is to be
-/// served.
+/// Whose a new connection is.
+pub enum Origin {
+    /// Its peer's, with a place among the connections of that one where it needs one.
+    Peer(Option<OfSource>),
+    /// A PROXY header is to say.
+    Relay,
+}
+
+/// Finds out who is there; `None`: nobody that is to be served.
 async fn begin(
     proxy: &Proxy,
     warm: &Warm,
     stream: TcpStream,
     peer: SocketAddr,
-) -> Option<(Rc<Io>, Option<Permit>)> {
+    origin: Origin,
+) -> Option<Rc<Io>> {
     let header_read = proxy.local().snapshot.config.timeouts.header_read;
     let task = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-    let (source, read) = if proxy.local().snapshot.config.proxy_protocol {
-        // Boxed so that it costs nothing afterwards.
-        Box::pin(announced(proxy, &stream, peer, &task)).await?
-    } else {
-        (None, Bytes::new())
+    let (source, read, of_source) = match origin {
+        Origin::Peer(of_source) => (None, Bytes::new(), of_source),
+        Origin::Relay => {
+            // Boxed so that it costs nothing afterwards.
+            let (source, read) = Box::pin(announced(proxy, &stream, peer, &task)).await?;
+            (source, read, of_source::enter(proxy, source.unwrap_or(peer).ip(), true).ok()?)
+        }
     };
-    let of_source = place_of_source(proxy, source.unwrap_or(peer).ip())?;
     let client = Client::new(source.unwrap_or(peer), &proxy.wheel, header_read, &task);
     client.relayed.set(source.is_some());
+    if let Some(of_source) = of_source {
+        // The cell is new.
+        let _ = client.of_source.set(of_source);
+    }
     client.timer.arm(client.timer.now().plus(header_read));
     let io = Io::new(stream, client, warm.scratch.clone());
     io.read_before(read);
-    Some((io, of_source))
-}
-
-/// A place for a connection of `source`, or none where it needs none; `None`: it has as many as it may.
-fn place_of_source(proxy: &Proxy, source: IpAddr) -> Option<Option<Permit>> {
-    // Connections are counted in one scope.
-    const SCOPE: u32 = 0;
-    let snapshot = &proxy.local().snapshot;
-    let config = &snapshot.config;
-    if identity::is_trusted(source.to_canonical(), &config.trusted_proxies) {
-        return Some(None);
-    }
-    let address = Identity::of_peer(source, false, config.client_ipv6_prefix).address;
-    let place = snapshot.limits.sources.enter(SCOPE, address, config.connections.max_per_source);
-    if place.is_none() {
-        proxy.registry.workers[proxy.worker].refused_of_source.add(1);
-    }
-    place.map(Some)
+    Some(io)
 }
 
 /// What the load balancer at `peer` says in a PROXY header: the source, and what it sent behind it.
@@ -305,7 +309,7 @@ async fn watched<T>(
     mut step: impl FnMut(&mut Context<'_>) -> Poll<Result<T, End>>,
 ) -> Result<T, End> {
     poll_fn(|cx| {
-        if (io.evicted.get() || proxy.blocks(&io.client)) && !io.client.is_busy() && !io.blocked.get() {
+        if io.evicted.get() && is_free(io) || proxy.blocks(&io.client) && (is_free(io) || waits_in_vain(io)) {
             return Poll::Ready(Err(End::Aborted));
         }
         match step(cx) {
@@ -314,6 +318,17 @@ async fn watched<T>(
         }
     })
     .await
+}
+
+/// Nothing is being answered.
+fn is_free(io: &Io) -> bool {
+    !io.client.is_busy() && !io.blocked.get()
+}
+
+/// What is missing of a request cannot come from a source whose packets are dropped.
+fn waits_in_vain(io: &Io) -> bool {
+    let client = &io.client;
+    client.phase.get() == Phase::Receiving && client.starved.get() && !client.answering.get()
 }
 
 /// Nothing of a request is here, and nothing of an answer is left.
@@ -328,6 +343,7 @@ fn poll_between(proxy: &Proxy, io: &Io, stall: &Timer, cx: &mut Context<'_>) -> 
     if io.flush_interim(cx).is_err() || matches!(released, Poll::Ready(Err(_))) {
         return Poll::Ready(End::Aborted);
     }
+    of_source::note(proxy, io);
     hasten(proxy, client);
     if client.timer.expired() {
         if client.is_busy() {

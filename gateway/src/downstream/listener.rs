@@ -2,19 +2,21 @@
 
 use std::future::Future;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use gateway_common::standing::Class;
+use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::Interest;
 
 use super::crowd::{Affordable, Crowd};
 use super::io::Scratch;
-use super::{Warm, serve};
+use super::{Origin, Warm, of_source, serve};
 use crate::config::ListenAddr;
 use crate::proxy::Proxy;
 
@@ -75,12 +77,14 @@ pub struct Listener {
     proxy: Rc<Proxy>,
     warm: Rc<Warm>,
     pub crowd: Rc<Crowd>,
-    socket: tokio::net::TcpListener,
+    /// It listens; the runtime waits for it as for a stream. A listener of its own would make each connection known to
+    /// the poller before anybody has decided on it.
+    socket: tokio::net::TcpStream,
 }
 
 impl Listener {
     pub fn new(proxy: &Rc<Proxy>, socket: TcpListener) -> io::Result<Self> {
-        let socket = tokio::net::TcpListener::from_std(socket)?;
+        let socket = tokio::net::TcpStream::from_std(OwnedFd::from(socket).into())?;
         let affordable = Affordable::with(proxy.registry.workers.len());
         let warm = Rc::new(Warm::new(Scratch::with(affordable.pipes)));
         Ok(Self { proxy: proxy.clone(), warm, crowd: Crowd::new(proxy), socket })
@@ -92,11 +96,11 @@ impl Listener {
         loop {
             let accepted = tokio::select! {
                 biased;
-                accepted = self.socket.accept() => accepted,
+                accepted = self.socket.async_io(Interest::READABLE, || accept(&self.socket)) => accepted,
                 _ = &mut end => return,
             };
-            match accepted {
-                Ok((stream, peer)) => self.admit(stream, peer),
+            match accepted.and_then(|(stream, peer)| self.admit(stream, peer)) {
+                Ok(()) => {}
                 Err(error) if has_left(&error) => {}
                 Err(error) => {
                     self.failed(&error);
@@ -118,12 +122,9 @@ impl Listener {
     /// Accepts what still waits, for it would be reset, and closes the socket.
     pub fn close(self) {
         // Without the runtime, which hears of the queue only now and then, and lets a task accept so many.
-        let Self { socket, .. } = &self;
-        let Ok(socket) = socket.as_fd().try_clone_to_owned() else { return };
-        let socket = TcpListener::from(socket);
         loop {
-            match socket.accept().and_then(|(stream, peer)| Ok((to_tokio(stream)?, peer))) {
-                Ok((stream, peer)) => self.admit(stream, peer),
+            match accept(&self.socket).and_then(|(stream, peer)| self.admit(stream, peer)) {
+                Ok(()) => {}
                 Err(error) if has_left(&error) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => return self.failed(&error),
@@ -131,20 +132,31 @@ impl Listener {
         }
     }
 
-    fn admit(&self, stream: tokio::net::TcpStream, peer: SocketAddr) {
-        let cells = &self.proxy.registry.workers[self.proxy.worker];
+    /// Decides before the runtime or a task knows of the connection: one that is refused costs accept and close.
+    fn admit(&self, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+        let proxy = &self.proxy;
+        let cells = &proxy.registry.workers[proxy.worker];
         cells.accepted.add(1);
-        match self.crowd.admit(peer.ip()) {
-            Some(seat) => {
-                let (proxy, warm) = (self.proxy.clone(), self.warm.clone());
-                tokio::task::spawn_local(serve(proxy, warm, seat, stream, peer));
+        let origin = if proxy.local().snapshot.config.proxy_protocol {
+            Origin::Relay
+        } else {
+            match of_source::enter(proxy, peer.ip(), false) {
+                Ok(of_source) => Origin::Peer(of_source),
+                Err(of_source::Refused) => {
+                    reset(&stream);
+                    return Ok(());
+                }
             }
-            None => {
-                cells.refused_in_all.add(1);
-                // It is told why if that costs nothing.
-                let _ = turn_away(stream, &self.proxy.turn_away());
-            }
-        }
+        };
+        let Some(seat) = self.crowd.admit(peer.ip()) else {
+            cells.refused_in_all.add(1);
+            // It is told why if that costs nothing.
+            let _ = turn_away(stream, &proxy.turn_away());
+            return Ok(());
+        };
+        let stream = tokio::net::TcpStream::from_std(stream)?;
+        tokio::task::spawn_local(serve(proxy.clone(), self.warm.clone(), seat, stream, peer, origin));
+        Ok(())
     }
 
     fn failed(&self, error: &io::Error) {
@@ -161,9 +173,21 @@ impl Listener {
 /// The kernel counts interfaces from 1 up.
 const NO_INTERFACE: NonZeroU32 = NonZeroU32::new(i32::MAX as u32).unwrap();
 
+/// The next connection that waits, which blocks nobody.
+fn accept(listener: impl AsFd) -> io::Result<(TcpStream, SocketAddr)> {
+    let (socket, peer) = acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+    Ok((socket.into(), peer.ok_or(io::ErrorKind::ConnectionAborted)?))
+}
+
+/// Has it closed without a farewell, which the other end would have to answer, and of which nothing stays behind here.
+fn reset(stream: &TcpStream) {
+    // It closes in any case.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
 /// Answers whoever has asked already, without waiting for anything, and closes.
-fn turn_away(stream: tokio::net::TcpStream, answer: &[u8]) -> io::Result<()> {
-    let mut stream = stream.into_std()?;
+fn turn_away(mut stream: TcpStream, answer: &[u8]) -> io::Result<()> {
     // Closing over unread bytes would reset the connection under the answer.
     let _ = stream.read(&mut [0; 4096])?;
     stream.write_all(answer)
@@ -172,11 +196,6 @@ fn turn_away(stream: tokio::net::TcpStream, answer: &[u8]) -> io::Result<()> {
 /// The client left while it waited.
 fn has_left(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ConnectionAborted
-}
-
-fn to_tokio(stream: std::net::TcpStream) -> io::Result<tokio::net::TcpStream> {
-    stream.set_nonblocking(true)?;
-    tokio::net::TcpStream::from_std(stream)
 }
 
 fn open(address: SocketAddr, both_families: bool) -> io::Result<Socket> {

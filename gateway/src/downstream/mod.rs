@@ -9,11 +9,12 @@ mod framing;
 mod head;
 mod io;
 pub mod listener;
+mod of_source;
 mod plain;
 mod proxy_protocol;
 mod ranks;
 mod warm;
 
-pub use connection::{DRAIN_GRACE, serve};
+pub use connection::{DRAIN_GRACE, Origin, serve};
 pub use crowd::{Affordable, Crowd};
 pub use warm::Warm;

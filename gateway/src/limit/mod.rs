@@ -2,11 +2,13 @@
 //!
 //! The proxy reads a request's [`Keys`], asks [`Limits::decide`] and turns a [`Denial`] into a 429. All
 //! rules of the route are judged under the locks of their keys' shards, and taken from all or from none.
-//! What requests under way may be at once is `concurrency`; who ignores refusals is `refusals`; `cluster` is what
-//! several gateways count together. Nothing else here waits, logs, or knows a connection.
+//! What requests under way may be at once is `concurrency`; how many connections a source may have is `connections`;
+//! who ignores refusals is `refusals`; `cluster` is what several gateways count together. Nothing else here waits or
+//! logs.
 
 pub mod cluster;
 pub mod concurrency;
+pub mod connections;
 pub mod fields;
 pub mod key;
 mod lately;
@@ -46,8 +48,7 @@ pub struct Limits {
     numbers: Mutex<Numbers>,
     routes: Mutex<HashMap<String, concurrency::Route>>,
     pub clients: Arc<concurrency::Clients>,
-    /// Open connections of each source.
-    pub sources: Arc<concurrency::Clients>,
+    pub connections: Arc<connections::Connections>,
     pub refusals: refusals::Refusals,
     pub outage: cluster::Outage,
 }
@@ -99,7 +100,7 @@ impl Limits {
             numbers: Mutex::default(),
             routes: Mutex::default(),
             clients: Arc::default(),
-            sources: Arc::default(),
+            connections: Arc::default(),
             refusals: refusals::Refusals::default(),
             outage: cluster::Outage::default(),
         }

@@ -15,6 +15,7 @@ use super::forgotten;
 use super::identity::{Identity, is_trusted};
 use crate::access::Cached;
 use crate::datapath::Served;
+use crate::limit::connections::OfSource;
 use crate::snapshot::Snapshot;
 use crate::timer::{Timer, Wheel};
 
@@ -85,6 +86,8 @@ pub struct Client {
     pub lines: RefCell<Vec<u8>>,
     /// A PROXY header named the peer: the packets are a load balancer's.
     pub relayed: Cell<bool>,
+    /// Its place among the connections of its source, where these are bounded.
+    pub of_source: OnceCell<OfSource>,
     /// Not trusted, and sends what only proxies send: many clients may be behind it.
     pub looks_like_forgotten_proxy: Cell<bool>,
     /// Until when a rate limit told it to wait, by the limits' clock.
@@ -120,6 +123,7 @@ impl Client {
             first: RefCell::default(),
             lines: RefCell::default(),
             relayed: Cell::new(false),
+            of_source: OnceCell::new(),
             looks_like_forgotten_proxy: Cell::new(false),
             waits_until_ns: Cell::new(0),
             untold: Cell::default(),
