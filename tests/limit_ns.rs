@@ -47,7 +47,7 @@ impl Rig {
             let mut answer = HeaderMap::with_capacity(8);
             let policy = self.rules.rule(standing.rule).policy(standing.part);
             answer.append(RATELIMIT_POLICY, self.policies.clone());
-            answer.append(RATELIMIT, fields::item(policy, standing.left, standing.reset_s).value());
+            answer.append(RATELIMIT, fields::item(policy, standing.left, standing.reset_s));
             black_box(answer);
         }
         decided.is_ok()

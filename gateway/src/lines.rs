@@ -6,7 +6,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::text::{digits, push_number};
+use crate::text::push_number;
 
 pub const END: &[u8] = b"\r\n";
 
@@ -34,8 +34,10 @@ pub fn write_count<const N: usize>(out: &mut Vec<u8>, name: &[u8; N], value: u64
 }
 
 pub fn write_number(out: &mut Vec<u8>, name: &HeaderName, value: u64) {
-    let (digits, first) = digits(value);
-    write(out, name, &digits[first..]);
+    out.extend_from_slice(name.as_str().as_bytes());
+    out.extend_from_slice(b": ");
+    push_number(value, out);
+    out.extend_from_slice(END);
 }
 
 /// How many bytes a line has.

@@ -1,45 +1,7 @@
-//! Short field values put together on the stack: one allocation each, and no formatter, which costs
-//! more than all the rest of them. And what a query's text stands for.
+//! Numbers as text, without the formatter, which costs more than all the rest of a short value. And what a query's
+//! text stands for.
 
 use http::HeaderValue;
-
-/// Enough for every value that is made so.
-const LONGEST_BYTES: usize = 128;
-
-/// ASCII text of at most 128 bytes.
-pub struct Text {
-    bytes: [u8; LONGEST_BYTES],
-    length: usize,
-}
-
-impl Default for Text {
-    fn default() -> Self {
-        Self { bytes: [0; LONGEST_BYTES], length: 0 }
-    }
-}
-
-impl Text {
-    /// Panics where there is no room left.
-    pub fn push(&mut self, text: &str) {
-        self.bytes[self.length..][..text.len()].copy_from_slice(text.as_bytes());
-        self.length += text.len();
-    }
-
-    pub fn push_number(&mut self, number: u64) {
-        let (digits, first) = digits(number);
-        let digits = &digits[first..];
-        self.bytes[self.length..][..digits.len()].copy_from_slice(digits);
-        self.length += digits.len();
-    }
-
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.length]
-    }
-
-    pub fn value(&self) -> HeaderValue {
-        HeaderValue::from_bytes(self.as_bytes()).expect("it holds visible ASCII alone")
-    }
-}
 
 /// Adds a number to bytes of any length.
 #[inline]
@@ -60,7 +22,7 @@ pub fn push_number(number: u64, out: &mut Vec<u8>) {
 
 /// A number's digits, and where the first of them stands.
 #[inline]
-pub fn digits(mut number: u64) -> ([u8; 20], usize) {
+fn digits(mut number: u64) -> ([u8; 20], usize) {
     let mut digits = [0; 20];
     let mut first = digits.len();
     loop {
@@ -75,9 +37,8 @@ pub fn digits(mut number: u64) -> ([u8; 20], usize) {
 
 /// A number as a field's value.
 pub fn number(number: u64) -> HeaderValue {
-    let mut text = Text::default();
-    text.push_number(number);
-    text.value()
+    let (digits, first) = digits(number);
+    HeaderValue::from_bytes(&digits[first..]).expect("digits are visible ASCII")
 }
 
 /// A name or value of a query without its escapes; what is no escape stands for itself.

@@ -7,7 +7,6 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
-use http::header::RETRY_AFTER;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -192,7 +191,7 @@ pub fn announce(local: &Local, index: usize, standing: Option<Standing>, fields:
     let rule = local.snapshot.routes[index].limits.rule(rule);
     // Appended, for the upstream may have limits of its own, and the fields are lists.
     fields.append(RATELIMIT_POLICY, local.limiter.policies[index].clone());
-    fields.append(RATELIMIT, fields::item(rule.policy(part), left, reset_s).value());
+    fields.append(RATELIMIT, fields::item(rule.policy(part), left, reset_s));
     if section.is_some_and(|section| section.legacy_fields) {
         for (name, value) in legacy(rule.limit(part), left, reset_s) {
             fields.insert(name, number(value.into()));
@@ -209,9 +208,11 @@ impl Limited {
     /// Writes what the 429 tells of the limit.
     pub fn announce(&self, lines: &mut Vec<u8>) {
         let (Denial { part, wait_s, .. }, limiter) = (self.denial, &self.local.limiter);
-        lines::write_number(lines, &RETRY_AFTER, wait_s.into());
-        lines::write(lines, &RATELIMIT, fields::item(self.policy(), 0, wait_s).as_bytes());
-        lines::write(lines, &RATELIMIT_POLICY, limiter.policies[self.route].as_bytes());
+        lines::write_count(lines, b"retry-after: ", wait_s.into());
+        lines.extend_from_slice(b"ratelimit: ");
+        fields::write_item(self.policy(), 0, wait_s, lines);
+        lines.extend_from_slice(lines::END);
+        lines::write_known(lines, b"ratelimit-policy: ", limiter.policies[self.route].as_bytes());
         if self.local.snapshot.config.rate_limit.as_ref().is_some_and(|section| section.legacy_fields) {
             let limit = self.rule().limit(part);
             for (name, value) in legacy(limit, 0, wait_s) {
