@@ -291,13 +291,13 @@ impl Io {
     /// can come, the socket is simply dropped; `more`: something may, though nothing is there yet.
     pub async fn close(&self, more: bool, patient: impl Fn() -> bool) {
         let there = std::future::poll_fn(|cx| Poll::Ready(self.poll_readable(cx).is_ready())).await;
-        if !there && !more && !self.client.unread.get() {
+        if self.ended.get() || !there && !more && !self.client.unread.get() {
             return;
         }
         let shut = std::future::poll_fn(|cx| match &mut *self.stream.borrow_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
         });
-        if shut.await.is_err() || self.ended.get() {
+        if shut.await.is_err() {
             return;
         }
         // On the heap: every idle connection's task would carry it otherwise.
