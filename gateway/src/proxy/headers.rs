@@ -265,6 +265,7 @@ pub fn write_id(lines: &mut Vec<u8>, id: &RequestId) {
 /// The same without what belongs to one request: as a response is kept for several.
 pub fn toward_anybody(headers: &mut HeaderMap, version: Version, date: &HeaderValue) {
     add_via(headers, version);
+    headers.remove(X_REQUEST_ID);
     // RFC 9110 §6.6.1: a response that came without a date gets one.
     headers.entry(DATE).or_insert_with(|| date.clone());
 }
