@@ -4,12 +4,11 @@
 //! `overload::pressure`'s; this reads, and writes what has been decided where the workers look.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::time::MissedTickBehavior;
 
-use crate::config::Priority;
 use crate::datapath::sys::release_free_memory;
 use crate::downstream::Affordable;
 use crate::metrics::{Registry, Worker};
@@ -18,7 +17,7 @@ use crate::overload::limit::UNLIMITED;
 use crate::overload::meter::Meter;
 use crate::overload::pressure::{Pressure, ceilings};
 use crate::overload::room::{Room, is_short};
-use crate::snapshot::{Current, Snapshot};
+use crate::snapshot::{Current, Route, Snapshot};
 use crate::timer::TICK;
 
 const ROUND: Duration = Duration::from_millis(100);
@@ -32,15 +31,14 @@ pub async fn watch(current: Arc<Current>, registry: Arc<Registry>) {
     let mut delays: Vec<Delay> = registry.workers.iter().map(|_| Delay::default()).collect();
     let mut interval = tokio::time::interval(ROUND);
     interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut bounded = false;
+    let (mut bounded, mut unlimited) = (false, None::<Settled>);
     loop {
         interval.tick().await;
         let (snapshot, now) = (current.load(), Instant::now());
         let overload = &snapshot.config.overload;
         let since = now.saturating_duration_since(registry.epoch);
         let each = delays.iter_mut().zip(registry.workers.iter());
-        let routes = active(&snapshot);
-        let all = routes.iter().map(|(_, active)| *active).fold(0, u32::saturating_add);
+        let all = snapshot.routes.iter().map(active).fold(0, u32::saturating_add);
         let most = snapshot.config.connections.max.map_or(affordable.clients, u64::from);
         let readings = Readings {
             delay: each.map(|(delay, worker)| delay.see(worker, since)).max().unwrap_or_default(),
@@ -53,9 +51,15 @@ pub async fn watch(current: Arc<Current>, registry: Arc<Registry>) {
         let total = if bounds { verdict.total } else { UNLIMITED };
         let bound = |of: u64| of_one_route(&snapshot, of);
         let (most, upstream) = (bound(most), bound(affordable.upstream));
-        for (route, ceiling) in snapshot.routes.iter().zip(ceilings(total, &routes)) {
-            route.gate.bound(ceiling, most, upstream);
+        let settled = Settled { of: Arc::downgrade(&snapshot), most, upstream };
+        if total != UNLIMITED || !unlimited.is_some_and(|before| before.is(&settled)) {
+            let routes = snapshot.routes.iter();
+            let under_way: Vec<_> = routes.map(|route| (route.config.priority, active(route))).collect();
+            for (route, ceiling) in snapshot.routes.iter().zip(ceilings(total, &under_way)) {
+                route.gate.bound(ceiling, most, upstream);
+            }
         }
+        unlimited = (total == UNLIMITED).then_some(settled);
         make_room(&mut room, &snapshot, readings.memory, bounds, now);
         if bounds != bounded {
             let (cause, permille) = (verdict.state.cause, verdict.state.permille);
@@ -89,12 +93,23 @@ fn of_one_route(snapshot: &Snapshot, connections: u64) -> u32 {
     u32::try_from((connections * 4 / 5).max(1)).unwrap_or(UNLIMITED)
 }
 
-/// Requests under way by route, in the snapshot's order.
-fn active(snapshot: &Snapshot) -> Vec<(Priority, u32)> {
-    let routes = snapshot.routes.iter();
-    routes
-        .map(|route| (route.config.priority, u32::try_from(route.gate.active()).unwrap_or(u32::MAX)))
-        .collect()
+/// Requests of a route that are under way.
+fn active(route: &Route) -> u32 {
+    u32::try_from(route.gate.active()).unwrap_or(u32::MAX)
+}
+
+/// What every route of a snapshot has been told while there was no ceiling: while it stays so, ten thousand routes are
+/// not written to ten times a second.
+struct Settled {
+    of: Weak<Snapshot>,
+    most: u32,
+    upstream: u32,
+}
+
+impl Settled {
+    fn is(&self, other: &Self) -> bool {
+        Weak::ptr_eq(&self.of, &other.of) && (self.most, self.upstream) == (other.most, other.upstream)
+    }
 }
 
 /// One worker's delays of the last second.

@@ -160,7 +160,10 @@ async fn converse(proxy: &Rc<Proxy>, warm: &Warm, io: &Rc<Io>) {
         }
         warm.admit(io);
         // Boxed so that a parked connection's task is small.
-        match Box::pin(run(proxy, io)).await {
+        let end = Box::pin(run(proxy, io)).await;
+        // Nor is room for lines kept.
+        client.lines.take();
+        match end {
             End::Parked | End::Plain => continue,
             End::Finished => {
                 let stall = proxy.local().snapshot.config.timeouts.body_stall;
