@@ -38,7 +38,7 @@ pub async fn watch(current: Arc<Current>, registry: Arc<Registry>) {
         let overload = &snapshot.config.overload;
         let since = now.saturating_duration_since(registry.epoch);
         let each = delays.iter_mut().zip(registry.workers.iter());
-        let all = snapshot.routes.iter().map(active).fold(0, u32::saturating_add);
+        let all = u32::try_from(registry.under_way()).unwrap_or(u32::MAX);
         let most = snapshot.config.connections.max.map_or(affordable.clients, u64::from);
         let readings = Readings {
             delay: each.map(|(delay, worker)| delay.see(worker, since)).max().unwrap_or_default(),
@@ -99,7 +99,7 @@ fn active(route: &Route) -> u32 {
 }
 
 /// What every route of a snapshot has been told while there was no ceiling: while it stays so, ten thousand routes are
-/// not written to ten times a second.
+/// not looked at ten times a second.
 struct Settled {
     of: Weak<Snapshot>,
     most: u32,

@@ -105,7 +105,7 @@ impl State {
 
     /// Requests under way.
     pub fn active(&self) -> u64 {
-        self.current.load().routes.iter().map(|route| route.gate.active()).sum()
+        self.registry.under_way()
     }
 
     /// Client connections open now.

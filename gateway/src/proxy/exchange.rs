@@ -152,6 +152,7 @@ impl Exchange {
     /// Counts it as under way on its route; false: pressure leaves no room for it.
     pub fn routed(&mut self, route: usize) -> bool {
         self.route = Some(route as u32);
+        self.local.under_way().add(1);
         self.local.snapshot.routes[route].gate.begin(self.local.worker)
     }
 
@@ -189,6 +190,7 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         let took = self.started.elapsed();
         if let Some(route) = self.route() {
+            self.local.under_way().sub(1);
             self.local.snapshot.routes[route].gate.end(self.local.worker, self.favoured);
         }
         self.client.answering.set(false);

@@ -565,6 +565,11 @@ impl Local {
             None => &self.registry.unrouted[self.worker],
         }
     }
+
+    /// How many requests are under way on this worker.
+    fn under_way(&self) -> &metrics::Cell {
+        &self.registry.workers[self.worker].under_way
+    }
 }
 
 /// This worker's side of the log that `snapshot` has; `kept` where it is the same.
