@@ -88,7 +88,7 @@ impl Snapshot {
             let allow = route.methods.as_deref().map(allow);
             let limits = limit::Rules::new(&limits, &config, route, &label, registry);
             let cache = cache::Route::new(route, &config);
-            let gate = gate(gates.get(label.as_str()).copied(), &config, route, registry.workers.len());
+            let gate = gate(gates.get(label.as_str()).copied(), &config, route, &registry.workers);
             routes.push(Route { config: route.clone(), label, cluster, allow, limits, cache, gate, cells });
         }
         let Upstreams { clusters, endpoints, checks, .. } = upstreams;
@@ -257,7 +257,12 @@ impl Route {
 }
 
 /// The gate of `route`: the one `before` a reload, if there is one.
-fn gate(before: Option<&Arc<Gate>>, config: &Config, route: &config::Route, workers: usize) -> Arc<Gate> {
+fn gate(
+    before: Option<&Arc<Gate>>,
+    config: &Config,
+    route: &config::Route,
+    workers: &Arc<[metrics::Worker]>,
+) -> Arc<Gate> {
     let (floor, priority) = (config.overload.min_concurrency, route.priority);
     match before {
         Some(gate) => {

@@ -6,7 +6,7 @@
 //! shares of the other workers, an eighth of the limit together, the sum may exceed it.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use gateway_common::standing::Class;
@@ -14,7 +14,7 @@ use gateway_common::standing::Class;
 use super::limit::{LEAST_ABANDONED, LEAST_SAMPLES, LONG_POLL, LONGEST_WINDOW, Limit, UNLIMITED, Window};
 use super::pressure::favoured;
 use crate::config::Priority;
-use crate::metrics::Cell;
+use crate::metrics::{Cell, Worker};
 
 /// How soon a window with too few samples is looked at again.
 const LOOK_AGAIN_US: u64 = 10_000;
@@ -33,6 +33,8 @@ pub struct Gate {
     window: AtomicU32,
     due_us: AtomicU64,
     cells: Box<[Cells]>,
+    /// In the order of `cells`.
+    workers: Arc<[Worker]>,
     control: Mutex<Control>,
 }
 
@@ -87,7 +89,7 @@ pub struct Standing {
 }
 
 impl Gate {
-    pub fn new(workers: usize, floor: u32, priority: Priority) -> Self {
+    pub fn new(workers: &Arc<[Worker]>, floor: u32, priority: Priority) -> Self {
         let this = Self {
             epoch: Instant::now(),
             waiting: Bound::unlimited(),
@@ -96,7 +98,8 @@ impl Gate {
             most_active: AtomicU32::new(UNLIMITED),
             window: AtomicU32::new(1),
             due_us: AtomicU64::new(0),
-            cells: (0..workers).map(|_| Cells::default()).collect(),
+            cells: workers.iter().map(|_| Cells::default()).collect(),
+            workers: workers.clone(),
             control: Mutex::new(Control { limit: Limit::new(floor, priority), opened_us: 0, refused: 0 }),
         };
         this.due_us.store(this.control(|control| control.limit.window_length().as_micros() as u64), Relaxed);
@@ -252,10 +255,13 @@ impl Gate {
             return;
         }
         let number = self.window.load(Relaxed);
-        let all = self.cells.iter().map(|cells| &cells.samples[number as usize % 2]);
-        let found = all.filter(|samples| samples.window.load(Relaxed) == number);
-        let (mut count, mut answered, mut sum_us, mut shortest_us) = (0, 0, 0, u64::MAX);
-        for samples in found {
+        let all = self.cells.iter().map(|cells| &cells.samples[number as usize % 2]).zip(&*self.workers);
+        let found = all.filter(|(samples, _)| samples.window.load(Relaxed) == number);
+        let (mut count, mut answered, mut sum_us, mut shortest_us, mut late_us) =
+            (0, 0, 0, u64::MAX, u64::MAX);
+        for (samples, worker) in found {
+            // The shortest wait may be that of the worker which is least late.
+            late_us = late_us.min(worker.late_us.get());
             count += samples.count.get();
             answered += samples.answered.get();
             sum_us += samples.sum_us.get();
@@ -267,6 +273,7 @@ impl Gate {
             let window = Window {
                 shortest: Duration::from_micros(shortest_us),
                 mean: Duration::from_micros(sum_us / count),
+                late: Duration::from_micros(late_us),
                 rate: answered as f64 * 1e6 / length_us.max(1) as f64,
                 waiting: u32::try_from(self.sum(|cells| &cells.waiting)).unwrap_or(u32::MAX),
                 refused: refused != control.refused,

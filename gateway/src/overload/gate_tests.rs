@@ -1,5 +1,6 @@
 //! Gates and lines: places are counted exactly, whoever holds them, and a queue empties in its order.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -11,16 +12,22 @@ use super::gate::{Gate, Standing};
 use super::limit::{LEAST_SAMPLES, UNLIMITED};
 use super::line::{Line, Place};
 use crate::config::Priority;
+use crate::metrics::Registry;
 
 const FLOOR: u32 = 4;
 const MS: Duration = Duration::from_millis(1);
 
 fn gate(workers: usize) -> Arc<Gate> {
-    Arc::new(Gate::new(workers, FLOOR, Priority::Normal))
+    Arc::new(Gate::new(&Registry::new(workers).workers, FLOOR, Priority::Normal))
 }
 
 /// Lets the gate see a queue until its limit is at the floor.
-fn overload(line: &std::rc::Rc<Line>) {
+fn overload(line: &Rc<Line>) {
+    slow_down(line);
+    assert_eq!(line.gate.standing().limit, Some(FLOOR));
+}
+
+fn slow_down(line: &Rc<Line>) {
     let mut now = Instant::now();
     // Quick at first, then ever slower, while a hundred wait.
     for wait in [MS, 20 * MS, 40 * MS, 80 * MS, 160 * MS] {
@@ -29,7 +36,6 @@ fn overload(line: &std::rc::Rc<Line>) {
         let mut waiting = waiting.into_iter();
         waiting.by_ref().take(LEAST_SAMPLES as usize).for_each(|place| place.answered(now + wait));
     }
-    assert_eq!(line.gate.standing().limit, Some(FLOOR));
 }
 
 #[derive(Default)]
@@ -56,6 +62,22 @@ fn places_end_at_the_limit_and_come_back() {
     assert!(line.enter(Instant::now()).is_some());
     let standing = Standing { limit: Some(FLOOR), ceiling: None, waiting: 0, queued: 0, active: 0 };
     assert_eq!(line.gate.standing(), standing);
+}
+
+#[test]
+fn waits_for_the_gateway_itself_are_no_queue_upstream() {
+    let limit = |late_ms: [u64; 3]| {
+        let registry = Registry::new(3);
+        for (worker, late) in registry.workers.iter().zip(late_ms) {
+            worker.late_us.set(1_000 * late);
+        }
+        let gate = Arc::new(Gate::new(&registry.workers, FLOOR, Priority::Normal));
+        slow_down(&Line::new(gate.clone(), 1));
+        gate.standing().limit
+    };
+    assert_eq!(limit([0, 160, 0]), None, "the worker was as late as that");
+    assert_eq!(limit([0, 10, 0]), Some(FLOOR), "it was late, and there is a queue besides");
+    assert_eq!(limit([160, 0, 160]), Some(FLOOR), "those who were late had nothing to do with it");
 }
 
 #[test]

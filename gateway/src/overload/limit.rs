@@ -20,6 +20,8 @@ pub struct Window {
     /// From a request's going out to the first byte of its answer.
     pub shortest: Duration,
     pub mean: Duration,
+    /// How late the gateway itself comes to an answer that is there: as much of every wait is its own.
+    pub late: Duration,
     /// Answers a second.
     pub rate: f64,
     /// Waiting at its end.
@@ -137,7 +139,8 @@ impl Limit {
     pub fn close(&mut self, window: &Window, now: Instant) -> u32 {
         let shortest = self.shortest.see(window.shortest, now);
         self.mean.see(window.mean, now);
-        let late = window.shortest > self.tolerated(shortest) && SPREAD * window.shortest > window.mean;
+        let late = window.shortest > self.tolerated(shortest) + window.late
+            && SPREAD * window.shortest > window.mean;
         let late = late && self.excused_until.is_none_or(|until| now >= until);
         if late || window.refused {
             self.troubled = Some(now);

@@ -100,6 +100,7 @@ impl Route {
         let window = Window {
             shortest: *self.window.iter().min().expect("it has samples"),
             mean,
+            late: Duration::ZERO,
             rate: f64::from(std::mem::take(&mut self.answered_in_window)) * 1e6 / (now - self.opened) as f64,
             waiting: self.waiting,
             refused: std::mem::take(&mut self.refused_in_window),
@@ -296,6 +297,23 @@ fn a_limit_that_can_no_longer_be_measured_is_lifted() {
 }
 
 #[test]
+fn what_the_gateway_is_late_by_is_no_queue() {
+    let (epoch, ms) = (Instant::now(), Duration::from_millis);
+    // Waits of a millisecond, and then so long, while the gateway is so late.
+    for (shortest, late, is_cut) in [(20, 0, true), (20, 15, false), (27, 20, true), (5_000, 4_990, true)] {
+        let mut limit = Limit::new(64, Priority::Normal);
+        let mut close = |number: u32, shortest, late| {
+            let window =
+                Window { shortest, mean: 2 * shortest, late, rate: 10_000.0, waiting: 1_000, refused: false };
+            limit.close(&window, epoch + ms(100) * number)
+        };
+        close(0, ms(1), Duration::ZERO);
+        let last = (1..10).map(|number| close(number, ms(shortest), ms(late))).min();
+        assert_eq!(last < Some(UNLIMITED), is_cut, "{shortest} ms of which {late} are the gateway's");
+    }
+}
+
+#[test]
 fn no_limit_falls_below_its_floor() {
     let epoch = Instant::now();
     for floor in [1, 2, 64, 1_000] {
@@ -309,6 +327,7 @@ fn no_limit_falls_below_its_floor() {
             let window = Window {
                 shortest,
                 mean,
+                late: shortest.mul_f64(random.next()),
                 rate: 2_000.0 * random.next(),
                 waiting,
                 refused: random.next() < 0.5,
