@@ -164,6 +164,30 @@ fn an_upstream_that_hangs_takes_nothing_from_another_route() {
     assert_eq!(metrics.get("gateway_connections_refused_total", &[]), Some(0.0));
 }
 
+/// A reload tells the routes that it brings, and all again where a bound has changed or no longer holds.
+#[test]
+fn routes_of_a_reload_have_their_share_too() {
+    let upstream = Upstream::answering(ok("here"));
+    let config = |paths: &[&str], most: usize| {
+        let routes = paths.iter().map(|path| json!({ "path": path, "backend": upstream.url() }));
+        json!({ "routes": routes.collect::<Vec<_>>(), "connections": { "max": most } })
+    };
+    let gateway = Gateway::start(config(&["/one", "/two"], 50));
+    let all_have = |paths: &[&str], share: Option<f64>| {
+        gateway.wait_for_metrics("each route's share", |metrics| {
+            let of = |path: &&str| metrics.get("gateway_route_ceiling", &[("route", path)]);
+            paths.iter().all(|path| of(path) == share)
+        });
+    };
+    all_have(&["/one", "/two"], Some(40.0));
+    gateway.write(config(&["/one", "/two", "/three"], 50));
+    all_have(&["/one", "/two", "/three"], Some(40.0));
+    gateway.write(config(&["/one", "/two", "/three"], 100));
+    all_have(&["/one", "/two", "/three"], Some(80.0));
+    gateway.write(config(&["/three"], 100));
+    all_have(&["/three"], None);
+}
+
 /// Few descriptors, and an upstream that hangs with as many requests as there can be: it neither ends nor spins, and
 /// when the upstream answers all is as before.
 #[test]
