@@ -29,7 +29,7 @@ use super::warm::Warm;
 use crate::config::Config;
 use crate::limit::connections::OfSource;
 use crate::proxy::client::{Client, Phase};
-use crate::proxy::{Body, Proxy};
+use crate::proxy::{Body, Proxy, Seen};
 use crate::proxy::{forgotten, identity};
 use crate::timer::{Tick, Timer};
 
@@ -274,7 +274,10 @@ async fn run_hyper(
                 Some(answered) => *answered,
                 None => {
                     let (local, (mut parts, body)) = (proxy.local(), request.into_parts());
-                    proxy.respond(&local, &client, &mut parts, Some(body)).await
+                    let mut seen = Seen::of(&parts.headers);
+                    let answer = proxy.respond(&local, &client, &mut parts, &mut seen, Some(body)).await;
+                    local.arena().recycle(parts.headers);
+                    answer
                 }
             })
         }

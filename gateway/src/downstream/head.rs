@@ -4,60 +4,119 @@
 //! whatever a reader could understand in more than one way it leaves to hyper.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE};
 use http::response::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, StatusCode, Uri, request};
+use httparse::{Header, ParserConfig, Status};
 use hyper::ext::ReasonPhrase;
 
 use crate::config::HeadLimits;
 use crate::lines::{self, write, write_count};
+use crate::proxy::Seen;
 use crate::upstream::Arena;
 
 const MAX_FIELDS: usize = 64;
 
+/// The request of a connection that was read last. A client says the same of itself each time: fields that are, byte
+/// for byte, those of the request before are not read again.
 pub struct Head {
     pub parts: request::Parts,
-    /// Bytes of the head.
-    pub length: usize,
+    /// What is seen of the fields.
+    pub seen: Seen,
     /// The client asks for no more after this.
     pub last: bool,
+    /// Bytes of the head.
+    pub length: usize,
+    /// The fields as they came, the blank line included; empty: there are none yet.
+    fields: Bytes,
+    arena: Rc<Arena>,
 }
 
-/// The plain request at the front of `bytes`; `None`: what stands there is something else, or not all of it has come.
-pub fn read(bytes: &Bytes, bounds: &HeadLimits, arena: &Arena) -> Option<Head> {
-    // An absolute path: whatever else a target can be is rare.
-    if !bytes.starts_with(b"GET /") {
-        return None;
+impl Head {
+    pub fn new(arena: &Rc<Arena>) -> Self {
+        let (parts, ()) = Request::new(()).into_parts();
+        let (seen, fields) = (Seen::default(), Bytes::new());
+        Self { parts, seen, last: false, length: 0, fields, arena: arena.clone() }
     }
-    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
-    let mut parsed = httparse::Request::new(&mut []);
-    let config = httparse::ParserConfig::default();
-    let status = config.parse_request_with_uninit_headers(&mut parsed, bytes, &mut fields).ok()?;
-    let httparse::Status::Complete(length) = status else { return None };
-    if parsed.version != Some(1) || length > bounds.max_bytes || parsed.headers.len() > bounds.max_headers {
-        return None;
-    }
-    let target = PathAndQuery::from_maybe_shared(bytes.slice_ref(parsed.path?.as_bytes())).ok()?;
-    let mut headers = arena.map(parsed.headers.len());
-    let mut last = false;
-    for field in parsed.headers.iter() {
-        let name = arena.name(field.name.as_bytes()).ok()?;
-        match name {
-            CONNECTION if field.value.eq_ignore_ascii_case(b"keep-alive") => {}
-            CONNECTION if field.value.eq_ignore_ascii_case(b"close") => last = true,
-            // What else becomes of the connection, and where the request ends, is hyper's to say.
-            CONNECTION => return None,
-            CONTENT_LENGTH | TRANSFER_ENCODING | EXPECT | UPGRADE => return None,
-            _ => {}
+
+    /// Reads the plain request at the front of `bytes`; `None`: what stands there is something else, or not all of it
+    /// has come.
+    pub fn read(&mut self, bytes: &Bytes, bounds: &HeadLimits) -> Option<()> {
+        // An absolute path: whatever else a target can be is rare.
+        if !bytes.starts_with(b"GET /") {
+            return None;
         }
-        headers.append(name, HeaderValue::from_maybe_shared(bytes.slice_ref(field.value)).ok()?);
+        let line = memchr::memchr(b'\n', bytes)? + 1;
+        let are_known = !self.fields.is_empty() && bytes[line..].starts_with(&self.fields);
+        let target = match target_of(&bytes[..line]).filter(|_| are_known) {
+            Some(target) => target,
+            None => self.parse(bytes, line)?,
+        };
+        self.length = line + self.fields.len();
+        if self.length > bounds.max_bytes || self.parts.headers.len() > bounds.max_headers {
+            return None;
+        }
+        self.parts.uri = Uri::from(PathAndQuery::from_maybe_shared(bytes.slice_ref(target)).ok()?);
+        Some(())
     }
-    let (mut parts, ()) = Request::new(()).into_parts();
-    (parts.uri, parts.headers) = (Uri::from(target), headers);
-    Some(Head { parts, length, last })
+
+    /// Has the parser read all of the head, whose first line has `line` bytes; its target.
+    fn parse<'a>(&mut self, bytes: &'a Bytes, line: usize) -> Option<&'a [u8]> {
+        let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+        let mut parsed = httparse::Request::new(&mut []);
+        let config = ParserConfig::default();
+        let status = config.parse_request_with_uninit_headers(&mut parsed, bytes, &mut fields).ok()?;
+        let Status::Complete(length) = status else { return None };
+        if parsed.version != Some(1) {
+            return None;
+        }
+        self.read_fields(parsed.headers, bytes, line..length)?;
+        parsed.path.map(str::as_bytes)
+    }
+
+    /// Takes in the fields that lie in a `part` of `bytes`.
+    fn read_fields(&mut self, parsed: &[Header<'_>], bytes: &Bytes, part: Range<usize>) -> Option<()> {
+        self.fields = Bytes::new();
+        let headers = &mut self.parts.headers;
+        match headers.capacity() {
+            0 => *headers = self.arena.map(parsed.len()),
+            _ => headers.clear(),
+        }
+        self.last = false;
+        for field in parsed {
+            let name = self.arena.name(field.name.as_bytes()).ok()?;
+            match name {
+                CONNECTION if field.value.eq_ignore_ascii_case(b"keep-alive") => {}
+                CONNECTION if field.value.eq_ignore_ascii_case(b"close") => self.last = true,
+                // What else becomes of the connection, and where the request ends, is hyper's to say.
+                CONNECTION => return None,
+                CONTENT_LENGTH | TRANSFER_ENCODING | EXPECT | UPGRADE => return None,
+                _ => {}
+            }
+            headers.append(name, HeaderValue::from_maybe_shared(bytes.slice_ref(field.value)).ok()?);
+        }
+        self.seen = Seen::of(headers);
+        self.fields = bytes.slice(part);
+        Some(())
+    }
+}
+
+/// What a line asks for that no reader takes for another: the parser ends a target at a space, and at what cannot stand
+/// in one; whoever reads it as a path refuses those, but does not look at what lies behind a `#`.
+fn target_of(line: &[u8]) -> Option<&[u8]> {
+    let target = line.strip_prefix(b"GET ")?.strip_suffix(b" HTTP/1.1\r\n")?;
+    memchr::memchr(b'#', target).is_none().then_some(target)
+}
+
+impl Drop for Head {
+    fn drop(&mut self) {
+        self.arena.recycle(std::mem::take(&mut self.parts.headers));
+    }
 }
 
 /// Writes the head of a response with a body of `length` bytes. `more`: fields besides its own, as lines.
@@ -98,8 +157,10 @@ mod tests {
 
     const BOUNDS: HeadLimits = HeadLimits { max_bytes: 200, max_headers: 4 };
 
-    fn read(stream: &str) -> Option<Head> {
-        super::read(&Bytes::copy_from_slice(stream.as_bytes()), &BOUNDS, &Arena::default())
+    fn read(stream: impl AsRef<[u8]>) -> Option<Head> {
+        let mut head = Head::new(&Rc::default());
+        head.read(&Bytes::copy_from_slice(stream.as_ref()), &BOUNDS)?;
+        Some(head)
     }
 
     #[test]
@@ -137,8 +198,9 @@ mod tests {
     #[test]
     fn a_plain_request_is_read_as_it_was_written() {
         let head = "GET /a/../b?c=%20 HTTP/1.1\r\nHost: a:1\r\nX: 1\r\nx: \t2 \r\n\r\n";
-        let Head { parts, length, last } = read(&format!("{head}GET")).unwrap();
-        assert_eq!((length, last), (head.len(), false));
+        let read_whole = read(format!("{head}GET")).unwrap();
+        let parts = &read_whole.parts;
+        assert_eq!((read_whole.length, read_whole.last), (head.len(), false));
         assert_eq!(parts.uri, "/a/../b?c=%20");
         let fields: Vec<_> = parts.headers.iter().map(|(name, value)| (name.as_str(), value)).collect();
         let value = HeaderValue::from_static;
@@ -150,6 +212,62 @@ mod tests {
         );
         // Whoever has less of it waits for the rest.
         (0..head.len()).for_each(|n| assert!(read(&head[..n]).is_none(), "{n}"));
+    }
+
+    /// Whatever came before on the connection, a head is read as if it were the first.
+    #[test]
+    fn fields_that_came_before_are_what_they_would_be_if_read_again() {
+        let lines = [
+            "GET / HTTP/1.1\r\n",
+            "GET /a/b?c HTTP/1.1\n",
+            "GET /a HTTP/1.0\r\n",
+            "GET /a b HTTP/1.1\r\n",
+            "GET /#a b HTTP/1.1\r\n",
+            "GET /a\r\n",
+            "GET /a HTTP/1.1\r\r\n",
+            "GET / HTTP/1.1\r\nY: z\r\n",
+            "HEAD / HTTP/1.1\r\n",
+        ];
+        let fields = [
+            "Host: a\r\n\r\n",
+            "Host: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "Host: a\r\n",
+            "Host: a\r\nConnection: close\r\n\r\n",
+            "Host: a\r\nUpgrade: h2c\r\n\r\n",
+            "Host: a\r\nX: 1\r\nX: 2\r\n\r\n",
+            "Host: a\r\nA: 1\r\nB: 2\r\nC: 3\r\n\r\n",
+            "\r\n",
+            "",
+        ];
+        let all = lines.iter().flat_map(|line| fields.map(|fields| format!("{line}{fields}").into_bytes()));
+        let all: Vec<Vec<u8>> = all.collect();
+        let told = |head: &Head| {
+            let fields = head.parts.headers.clone();
+            (head.parts.uri.clone(), fields, head.length, head.last, head.seen.clone())
+        };
+        let check = |before: &[u8], stream: &[u8]| {
+            let mut head = Head::new(&Rc::default());
+            let _ = head.read(&Bytes::copy_from_slice(before), &BOUNDS);
+            let again = head.read(&Bytes::copy_from_slice(stream), &BOUNDS).map(|()| told(&head));
+            let (first, what) = (read(stream), stream.escape_ascii());
+            assert_eq!(again, first.as_ref().map(told), "{what} after {}", before.escape_ascii());
+        };
+        for before in &all {
+            all.iter().for_each(|stream| check(before, stream));
+        }
+        for byte in 0..=255 {
+            for path in [&b"/a"[..], b"/a?", b"/a#"] {
+                let end = b"b HTTP/1.1\r\nHost: a\r\n\r\n";
+                check(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", &[b"GET ", path, &[byte], end].concat());
+            }
+        }
+        // A bound that has become narrower in between holds.
+        let mut head = Head::new(&Rc::default());
+        let stream = Bytes::from_static(b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n\r\n");
+        assert!(head.read(&stream, &BOUNDS).is_some());
+        for bounds in [HeadLimits { max_headers: 1, ..BOUNDS }, HeadLimits { max_bytes: 30, ..BOUNDS }] {
+            assert!(head.read(&stream, &bounds).is_none());
+        }
     }
 
     fn written(status: u16, fields: &[(&'static str, &'static str)], more: &str, length: u64) -> String {

@@ -33,8 +33,8 @@ const FLAT_BYTES: usize = 4 * 1024;
 /// Longer heads are hyper's to read.
 const HEAD_BYTES: usize = 8 * 1024;
 
-/// Shorter heads than a quarter of this lie in blocks of it together. A block lives as long as one of its requests, so it
-/// is no larger than the head that somebody could have sent.
+/// Shorter heads than a quarter of this lie in blocks of it together. A block lives as long as a connection has one of its
+/// heads as the last, so it is no larger than the head that somebody could have sent.
 const BLOCK_BYTES: usize = 4 * 1024;
 
 /// What a worker's connections use in turn, and none keeps: where small answers are put together, and where heads are
@@ -43,7 +43,7 @@ const BLOCK_BYTES: usize = 4 * 1024;
 pub struct Scratch {
     answer: RefCell<Vec<u8>>,
     head: RefCell<Vec<u8>>,
-    /// Where heads lie as long as their requests last: the same memory again where nobody holds a part of it.
+    /// Where heads lie until the next of their connections': the same memory again where nobody holds a part of it.
     block: RefCell<BytesMut>,
     pub pipes: Pipes,
 }
@@ -100,7 +100,7 @@ impl Scratch {
         Self { pipes: Pipes::at_most(pipes), ..Self::default() }
     }
 
-    /// `head` for as long as its request takes.
+    /// `head` for as long as somebody needs it.
     fn keep(&self, head: &[u8]) -> Bytes {
         if head.len() > BLOCK_BYTES / 4 {
             return Bytes::copy_from_slice(head);

@@ -33,6 +33,7 @@ pub enum Turn {
 
 /// Serves one plain exchange after the other.
 pub async fn serve(proxy: &Rc<Proxy>, io: &Rc<Io>) -> Turn {
+    let mut head = Head::new(proxy.local().arena());
     loop {
         let Ok(mut bytes) = poll_fn(|cx| io.poll_head(cx)).await else { return Turn::Aborted };
         if bytes.is_empty() {
@@ -40,22 +41,22 @@ pub async fn serve(proxy: &Rc<Proxy>, io: &Rc<Io>) -> Turn {
         }
         let local = proxy.local();
         let bounds = &local.snapshot.config.head;
-        let Some(Head { mut parts, length, last }) = head::read(&bytes, bounds, local.arena()) else {
+        if head.read(&bytes, bounds).is_none() {
             io.put_back(bytes);
             return Turn::Hyper(None);
-        };
-        io.head_was_whole(bytes.split_off(length));
+        }
+        io.head_was_whole(bytes.split_off(head.length));
         io.client.phase.set(Phase::Received);
-        let mut response = proxy.respond(&local, &io.client, &mut parts, None).await;
+        let mut response = proxy.respond(&local, &io.client, &mut head.parts, &mut head.seen, None).await;
         let Some(length) = length_of(&response) else {
             io.read_again(bytes);
             return Turn::Hyper(Some(Box::new(response)));
         };
         drop(bytes);
-        if last {
+        if head.last {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let last = last || response.headers().contains_key(CONNECTION);
+        let last = response.headers().contains_key(CONNECTION);
         match send(&local, io, response, length).await {
             Ok(()) if last => return Turn::Finished,
             Ok(()) => {}

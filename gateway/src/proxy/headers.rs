@@ -29,7 +29,7 @@ static PSEUDONYM_10: HeaderValue = HeaderValue::from_static("1.0 gateway");
 
 /// Which fields a message has that anything is decided on, found in one pass over them. Most
 /// messages have few, and a look-up for one that is not there costs as much as a hit.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
     /// The first `Host`, and how many there are.
     pub host: Option<HeaderValue>,

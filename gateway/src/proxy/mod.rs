@@ -44,7 +44,8 @@ pub use error::Failure;
 use error::{Answer, Wants};
 use exchange::Exchange;
 use forward::Way;
-use headers::{Announced, Seen, Upward};
+pub use headers::Seen;
+use headers::{Announced, Upward};
 use request_id::RequestId;
 use trace::Trace;
 
@@ -235,12 +236,14 @@ impl Proxy {
     }
 
     /// Answers one request under what is in force; every failure is a response. `body`: `None` where the request is plain
-    /// and has none. All else is lent: it is too large to be handed on more often than need be. The fields are gone afterwards.
+    /// and has none. All else is lent: it is too large to be handed on more often than need be, and of use to the
+    /// connection's next request.
     pub async fn respond(
         self: &Rc<Self>,
         local: &Rc<Local>,
         client: &Rc<Client>,
         parts: &mut Parts,
+        seen: &mut Seen,
         body: Option<Incoming>,
     ) -> Response<Body> {
         client.header_read.set(local.snapshot.config.timeouts.header_read);
@@ -248,7 +251,6 @@ impl Proxy {
         let trusted = client.standing(&local.snapshot).trusted;
         let is_plain = body.is_none();
         let body = RequestBody::new(body, client);
-        let mut seen = Seen::of(&parts.headers);
         if trusted {
             exchange.identify(&parts.headers);
         } else if let Some(field) = seen.proxy_field {
@@ -259,11 +261,10 @@ impl Proxy {
         let told = told.filter(|id| request_id::is_plain(id)).cloned();
         let request_id = told.map_or_else(|| self.ids.next(), RequestId::Told);
         let mode = local.snapshot.config.trace_context;
-        let trace = Trace::of(mode, &seen, &parts.headers, &self.ids);
-        exchange.note(parts, &seen, request_id.as_bytes(), &trace);
+        let trace = Trace::of(mode, seen, &parts.headers, &self.ids);
+        exchange.note(parts, seen, request_id.as_bytes(), &trace);
         let told = Told { trusted, request_id: request_id.as_bytes(), trace: &trace };
-        let answered = answer(self, local, &mut exchange, &mut seen, told, parts, body).await;
-        local.arena.recycle(std::mem::take(&mut parts.headers));
+        let answered = answer(self, local, &mut exchange, seen, told, parts, body).await;
         let last = self.is_last(client, &local.snapshot.config);
         match answered {
             Ok((mut response, source)) => {
@@ -511,7 +512,7 @@ impl Local {
     }
 
     /// What heads of either side are read with.
-    pub fn arena(&self) -> &Arena {
+    pub fn arena(&self) -> &Rc<Arena> {
         &self.arena
     }
 
