@@ -29,7 +29,7 @@ use super::warm::Warm;
 use crate::config::Config;
 use crate::limit::connections::OfSource;
 use crate::proxy::client::{Client, Phase};
-use crate::proxy::{Body, Proxy, Seen};
+use crate::proxy::{Body, Heads, Proxy, Seen};
 use crate::proxy::{forgotten, identity};
 use crate::timer::{Tick, Timer};
 
@@ -275,9 +275,11 @@ async fn run_hyper(
                 None => {
                     let (local, (mut parts, body)) = (proxy.local(), request.into_parts());
                     let mut seen = Seen::of(&parts.headers);
-                    let answer = proxy.respond(&local, &client, &mut parts, &mut seen, Some(body)).await;
+                    let mut response = Response::new(());
+                    let heads = Heads { parts: &mut parts, seen: &mut seen, response: &mut response };
+                    let body = proxy.respond(&local, &client, heads, Some(body)).await;
                     local.arena().recycle(parts.headers);
-                    answer
+                    response.map(|()| body)
                 }
             })
         }

@@ -9,9 +9,8 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE};
-use http::response::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, StatusCode, Uri, request};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, request};
 use httparse::{Header, ParserConfig, Status};
 use hyper::ext::ReasonPhrase;
 
@@ -120,9 +119,9 @@ impl Drop for Head {
 }
 
 /// Writes the head of a response with a body of `length` bytes. `more`: fields besides its own, as lines.
-pub fn write_response(parts: &Parts, more: &[u8], length: u64, out: &mut Vec<u8>) {
-    let status = parts.status;
-    let reason = parts.extensions.get::<ReasonPhrase>();
+pub fn write_response(response: &Response<()>, more: &[u8], length: u64, out: &mut Vec<u8>) {
+    let status = response.status();
+    let reason = response.extensions().get::<ReasonPhrase>();
     match reason {
         None if status == StatusCode::OK => out.extend_from_slice(b"HTTP/1.1 200 OK"),
         reason => {
@@ -135,7 +134,7 @@ pub fn write_response(parts: &Parts, more: &[u8], length: u64, out: &mut Vec<u8>
     }
     out.extend_from_slice(lines::END);
     out.extend_from_slice(more);
-    for (name, value) in &parts.headers {
+    for (name, value) in response.headers() {
         if *name != CONTENT_LENGTH {
             write(out, name, value.as_bytes());
         }
@@ -271,13 +270,13 @@ mod tests {
     }
 
     fn written(status: u16, fields: &[(&'static str, &'static str)], more: &str, length: u64) -> String {
-        let mut parts = http::Response::new(()).into_parts().0;
-        parts.status = StatusCode::from_u16(status).unwrap();
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::from_u16(status).unwrap();
         for (name, value) in fields {
-            parts.headers.append(*name, HeaderValue::from_static(value));
+            response.headers_mut().append(*name, HeaderValue::from_static(value));
         }
         let mut out = Vec::new();
-        write_response(&parts, more.as_bytes(), length, &mut out);
+        write_response(&response, more.as_bytes(), length, &mut out);
         String::from_utf8(out).unwrap()
     }
 

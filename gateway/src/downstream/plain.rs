@@ -12,14 +12,14 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
 use http::header::CONNECTION;
-use http::{HeaderValue, Response};
+use http::{HeaderValue, Response, StatusCode};
 use http_body::Body as _;
 
 use super::head::{self, Head};
 use super::io::Io;
 use crate::pipe::{self, Pipe};
 use crate::proxy::client::Phase;
-use crate::proxy::{Body, Local, Proxy};
+use crate::proxy::{Body, Heads, Local, Proxy};
 
 /// Why no more plain exchanges come.
 pub enum Turn {
@@ -47,17 +47,19 @@ pub async fn serve(proxy: &Rc<Proxy>, io: &Rc<Io>) -> Turn {
         }
         io.head_was_whole(bytes.split_off(head.length));
         io.client.phase.set(Phase::Received);
-        let mut response = proxy.respond(&local, &io.client, &mut head.parts, &mut head.seen, None).await;
-        let Some(length) = length_of(&response) else {
+        let mut response = Response::new(());
+        let heads = Heads { parts: &mut head.parts, seen: &mut head.seen, response: &mut response };
+        let body = proxy.respond(&local, &io.client, heads, None).await;
+        let Some(length) = length_of(response.status(), &body) else {
             io.read_again(bytes);
-            return Turn::Hyper(Some(Box::new(response)));
+            return Turn::Hyper(Some(Box::new(response.map(|()| body))));
         };
         drop(bytes);
         if head.last {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let last = response.headers().contains_key(CONNECTION);
-        match send(&local, io, response, length).await {
+        match send(&local, io, &mut response, Rest::of(body, length)).await {
             Ok(()) if last => return Turn::Finished,
             Ok(()) => {}
             Err(_) => return Turn::Aborted,
@@ -66,15 +68,14 @@ pub async fn serve(proxy: &Rc<Proxy>, io: &Rc<Io>) -> Turn {
 }
 
 /// `None`: where its body ends has to be said in it.
-fn length_of(response: &Response<Body>) -> Option<u64> {
-    let length = response.body().size_hint().exact()?;
-    (length == 0 || head::may_have_a_body(response.status())).then_some(length)
+fn length_of(status: StatusCode, body: &Body) -> Option<u64> {
+    let length = body.size_hint().exact()?;
+    (length == 0 || head::may_have_a_body(status)).then_some(length)
 }
 
-/// Sends `response`, whose body has `length` bytes.
-async fn send(local: &Local, io: &Io, response: Response<Body>, length: u64) -> io::Result<()> {
-    let (parts, body) = response.into_parts();
-    let mut body = Rest { body: Some(body).filter(|body| !body.is_end_stream()), bytes: length };
+/// Sends `response` and its body.
+async fn send(local: &Local, io: &Io, response: &mut Response<()>, mut body: Rest) -> io::Result<()> {
+    let length = body.bytes;
     // What has come goes out with the head; for what has not, the head does not wait.
     let mut piece = match poll_fn(|cx| Poll::Ready(body.poll_piece(cx))).await {
         Poll::Ready(piece) => piece?.unwrap_or_default(),
@@ -83,11 +84,11 @@ async fn send(local: &Local, io: &Io, response: Response<Body>, length: u64) -> 
     poll_fn(|cx| io.poll_write_before(cx)).await?;
     let write = |out: &mut Vec<u8>| {
         let mut lines = io.client.lines.borrow_mut();
-        head::write_response(&parts, &lines, length, out);
+        head::write_response(response, &lines, length, out);
         lines.clear();
     };
     let (left, sent) = poll_fn(|cx| Poll::Ready(io.begin_answer(cx, write, &piece))).await?;
-    local.arena().recycle(parts.headers);
+    local.arena().recycle(std::mem::take(response.headers_mut()));
     io.write_all(&left, || true).await?;
     piece.advance(sent);
     loop {
@@ -122,6 +123,11 @@ struct Rest {
 }
 
 impl Rest {
+    /// All of `body`, which has so many `bytes`.
+    fn of(body: Body, bytes: u64) -> Self {
+        Self { body: Some(body).filter(|body| !body.is_end_stream()), bytes }
+    }
+
     fn unread(&self) -> u64 {
         self.body.as_ref().map_or(0, Body::unread)
     }

@@ -1,6 +1,7 @@
 //! Responses made of what is stored or being fetched, as one request wants them.
 //!
-//! Preconditions, ranges and HEAD are answered here, from whole responses (RFC 9110 §13, §14).
+//! Preconditions, ranges and HEAD are answered here, from whole responses (RFC 9110 §13, §14). An answer's head is
+//! filled in where it lies, and its body's source returned.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,11 +20,16 @@ use crate::lines;
 use crate::text::number;
 
 /// The answer from a stored response of `age`.
-pub fn stored(entry: &Entry, age: Duration, ask: Ask<'_>, status: Status) -> (Response<()>, Source) {
+pub fn stored(
+    entry: &Entry,
+    age: Duration,
+    ask: Ask<'_>,
+    status: Status,
+    response: &mut Response<()>,
+) -> Source {
     let request = &ask.parts.headers;
     let whole = || Source::Stored(Stored::new(entry.body.clone(), 0..entry.body.len()));
     if !(ask.seen.caching || ask.seen.expect || ask.is_head()) {
-        let mut response = Response::new(());
         *response.status_mut() = entry.status;
         let mut lines = ask.client.lines.borrow_mut();
         lines.extend_from_slice(&entry.lines);
@@ -31,13 +37,14 @@ pub fn stored(entry: &Entry, age: Duration, ask: Ask<'_>, status: Status) -> (Re
         lines.extend_from_slice(b"cache-status: ");
         status.write(&mut lines);
         lines.extend_from_slice(lines::END);
-        return (response, whole());
+        return whole();
     }
-    let mut response = response(entry.status, &entry.headers, ask, status);
+    fill(response, entry.status, &entry.headers, ask, status);
     response.headers_mut().insert(AGE, number(age.as_secs()));
     if ask.seen.caching {
         if conditional::not_modified(request, entry.status, &entry.headers, entry.date) {
-            return (not_modified(response), Source::Full(None));
+            not_modified(response);
+            return Source::Full(None);
         }
         let partial = entry.status == StatusCode::OK && !ask.is_head() && request.contains_key(RANGE);
         if partial && conditional::range_holds(request, &entry.headers) {
@@ -49,7 +56,7 @@ pub fn stored(entry: &Entry, age: Duration, ask: Ask<'_>, status: Status) -> (Re
                     let headers = response.headers_mut();
                     headers.insert(CONTENT_RANGE, range::content_range(Some(&part), length));
                     headers.insert(CONTENT_LENGTH, HeaderValue::from(part.end - part.start));
-                    return (response, Source::Stored(Stored::new(entry.body.clone(), part)));
+                    return Source::Stored(Stored::new(entry.body.clone(), part));
                 }
                 Part::Unsatisfiable => {
                     *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
@@ -57,29 +64,34 @@ pub fn stored(entry: &Entry, age: Duration, ask: Ask<'_>, status: Status) -> (Re
                     headers.insert(CONTENT_RANGE, range::content_range(None, length));
                     headers.remove(CONTENT_TYPE);
                     headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
-                    return (response, Source::Full(None));
+                    return Source::Full(None);
                 }
             }
         }
     }
-    let source = if ask.is_head() { Source::Full(None) } else { whole() };
-    (response, source)
+    if ask.is_head() { Source::Full(None) } else { whole() }
 }
 
 /// The answer from a response that is being fetched.
-pub fn fetched(head: &Arc<Head>, reader: Reader, ask: Ask<'_>, status: Status) -> (Response<()>, Source) {
+pub fn fetched(
+    head: &Arc<Head>,
+    reader: Reader,
+    ask: Ask<'_>,
+    status: Status,
+    response: &mut Response<()>,
+) -> Source {
     let headers = if reader.leads() { &head.headers } else { head.for_others() };
-    let response = response(head.status, headers, ask, status);
+    fill(response, head.status, headers, ask, status);
     let unchanged = || conditional::not_modified(&ask.parts.headers, head.status, &head.headers, head.date);
     if ask.seen.caching && unchanged() {
-        return (not_modified(response), Source::Full(None));
+        not_modified(response);
+        return Source::Full(None);
     }
     let bodiless = ask.is_head() || matches!(head.status.as_u16(), 204 | 304);
-    let source = if bodiless { Source::Full(None) } else { Source::Followed { reader, left: head.length } };
-    (response, source)
+    if bodiless { Source::Full(None) } else { Source::Followed { reader, left: head.length } }
 }
 
-fn response(status: StatusCode, headers: &HeaderMap, ask: Ask<'_>, cache_status: Status) -> Response<()> {
+fn fill(response: &mut Response<()>, status: StatusCode, headers: &HeaderMap, ask: Ask<'_>, cached: Status) {
     /// Age, `Cache-Status`, the request's identity, and the connection's own: a map that grows costs
     /// more than copying all fields does.
     const ADDED: usize = 6;
@@ -88,16 +100,13 @@ fn response(status: StatusCode, headers: &HeaderMap, ask: Ask<'_>, cache_status:
         copy.append(name.clone(), value.clone());
     }
     // Behind what caches nearer to the origin have said (RFC 9211 §2).
-    copy.append(CACHE_STATUS, cache_status.value());
-    let mut response = Response::new(());
+    copy.append(CACHE_STATUS, cached.value());
     *response.status_mut() = status;
     *response.headers_mut() = copy;
-    response
 }
 
-fn not_modified(mut response: Response<()>) -> Response<()> {
+fn not_modified(response: &mut Response<()>) {
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     conditional::strip_for_304(response.headers_mut());
     response.headers_mut().remove(ACCEPT_RANGES);
-    response
 }

@@ -46,6 +46,8 @@ pub struct Ask<'a> {
     pub client: &'a Rc<Client>,
     pub parts: &'a Parts,
     pub seen: &'a Seen,
+    /// Whom the request is addressed to.
+    pub authority: &'a str,
     pub trusted: bool,
     pub request_id: &'a [u8],
     pub trace: &'a Trace,
@@ -57,7 +59,7 @@ pub struct Ask<'a> {
 
 /// What becomes of the request.
 pub enum Verdict<'a> {
-    Answered(Response<()>, Source),
+    Answered(Source),
     Forward(Forward),
     /// A fetch is to answer it, its own or another's: see [`Request::wait`].
     Wait(Request<'a>, Miss),
@@ -111,7 +113,7 @@ impl<'a> Ask<'a> {
 
     /// The key of another target of the same host, given as a reference with an absolute path.
     fn key_of(&self, location: &str) -> Option<Key> {
-        let authority = self.seen.authority();
+        let authority = self.authority;
         let uri: Uri = location.split('#').next()?.parse().ok()?;
         if uri.authority().is_some_and(|other| !other.as_str().eq_ignore_ascii_case(authority)) {
             return None;
@@ -125,8 +127,8 @@ impl<'a> Ask<'a> {
 
     fn key(&self) -> Key {
         let (uri, rules) = (&self.parts.uri, self.rules());
-        let (scheme, authority) = (self.scheme(), self.seen.authority());
-        let target = Target { scheme, authority, path: uri.path(), query: uri.query() };
+        let target =
+            Target { scheme: self.scheme(), authority: self.authority, path: uri.path(), query: uri.query() };
         let room = std::mem::take(&mut *self.local.key.borrow_mut());
         self.shared().keys.key(rules.scope, &target, &rules.query, room)
     }
@@ -141,8 +143,8 @@ impl<'a> Ask<'a> {
     }
 }
 
-/// Answers the request from what is stored, if that can be.
-pub fn look(ask: Ask<'_>) -> Result<Verdict<'_>, Failure> {
+/// Answers the request from what is stored, if that can be. `response`: the answer's head, to be filled in.
+pub fn look<'a>(ask: Ask<'a>, response: &mut Response<()>) -> Result<Verdict<'a>, Failure> {
     let (rules, headers, query) = (ask.rules(), ask.headers(), ask.parts.uri.query());
     let forward = |why| Ok(Verdict::Forward(why));
     if ask.parts.method != Method::GET && !ask.is_head() {
@@ -160,12 +162,12 @@ pub fn look(ask: Ask<'_>) -> Result<Verdict<'_>, Failure> {
     let asker = rules.asker(headers, query, caching);
     let key = ask.key();
     let request = Request { ask, key, asker, wish, alone: !rules.may_coalesce(asker) };
-    let miss = match request.look() {
-        Ok((response, source)) => {
+    let miss = match request.look(response) {
+        Ok(source) => {
             let mut room = request.key.bytes;
             room.clear();
             ask.local.key.replace(room);
-            return Ok(Verdict::Answered(response, source));
+            return Ok(Verdict::Answered(source));
         }
         Err(miss) => miss,
     };
@@ -189,7 +191,7 @@ pub struct Request<'a> {
 }
 
 enum Fetched {
-    Answered(Response<()>, Source),
+    Answered(Source),
     Again,
     /// Again, knowing what the answer depends on.
     Varies(Arc<[Selector]>),
@@ -197,15 +199,15 @@ enum Fetched {
 
 impl<'a> Request<'a> {
     /// Leads a fetch or follows one, until one has brought the answer.
-    pub async fn wait(mut self, mut miss: Miss) -> Result<(Response<()>, Source), Failure> {
+    pub async fn wait(mut self, mut miss: Miss, response: &mut Response<()>) -> Result<Source, Failure> {
         loop {
-            let varied = match self.fetch(&miss).await? {
-                Fetched::Answered(response, source) => return Ok((response, source)),
+            let varied = match self.fetch(&miss, response).await? {
+                Fetched::Answered(source) => return Ok(source),
                 Fetched::Again => None,
                 Fetched::Varies(selectors) => Some(selectors),
             };
-            miss = match self.look() {
-                Ok((response, source)) => return Ok((response, source)),
+            miss = match self.look(response) {
+                Ok(source) => return Ok(source),
                 Err(miss) => miss,
             };
             miss.selectors = varied.unwrap_or(miss.selectors);
@@ -213,7 +215,7 @@ impl<'a> Request<'a> {
     }
 
     /// The stored answer.
-    fn look(&self) -> Result<(Response<()>, Source), Miss> {
+    fn look(&self, response: &mut Response<()>) -> Result<Source, Miss> {
         let ask = self.ask;
         let route = ask.rules();
         let miss = |why, stale, selectors| Err(Miss { why, stale, selectors });
@@ -259,7 +261,7 @@ impl<'a> Request<'a> {
                 return miss(why, Some(entry), selectors);
             }
         }
-        Ok(answers::stored(&entry, age, ask, Status::Hit { ttl: entry.ttl(age) }))
+        Ok(answers::stored(&entry, age, ask, Status::Hit { ttl: entry.ttl(age) }, response))
     }
 
     /// Fetches anew what is stored, with nobody waiting for it.
@@ -282,7 +284,7 @@ impl<'a> Request<'a> {
         (keys.of_flight(&self.key, &self.ask.parts.method, &selecting), selecting)
     }
 
-    async fn fetch(&mut self, miss: &Miss) -> Result<Fetched, Failure> {
+    async fn fetch(&mut self, miss: &Miss, response: &mut Response<()>) -> Result<Fetched, Failure> {
         let ask = self.ask;
         let shared = ask.shared();
         let max_bytes = ask.rules().max_entry_bytes;
@@ -310,7 +312,7 @@ impl<'a> Request<'a> {
             }
             Part::Full => return Err(Failure::TooManyWaiting),
         };
-        self.read(reader, miss).await
+        self.read(reader, miss, response).await
     }
 
     /// Sends the request, for this client and whoever follows.
@@ -334,7 +336,12 @@ impl<'a> Request<'a> {
     }
 
     /// The answer of a fetch, as far as it is this request's.
-    async fn read(&mut self, mut reader: Reader, miss: &Miss) -> Result<Fetched, Failure> {
+    async fn read(
+        &mut self,
+        mut reader: Reader,
+        miss: &Miss,
+        response: &mut Response<()>,
+    ) -> Result<Fetched, Failure> {
         let ask = self.ask;
         let timer = &ask.client.timer;
         timer.arm(ask.deadline);
@@ -362,14 +369,13 @@ impl<'a> Request<'a> {
             Answer::Head(head) => {
                 count.add(1);
                 let status = forwarded(None, head.stored);
-                let (response, source) = answers::fetched(&head, reader, ask, status);
-                Ok(Fetched::Answered(response, source))
+                Ok(Fetched::Answered(answers::fetched(&head, reader, ask, status, response)))
             }
             Answer::Validated(entry) => {
                 count.add(1);
                 let status = forwarded(Some(304), true);
-                let (response, source) = answers::stored(&entry, entry.age(ask.now), ask, status);
-                Ok(Fetched::Answered(response, source))
+                let age = entry.age(ask.now);
+                Ok(Fetched::Answered(answers::stored(&entry, age, ask, status, response)))
             }
             Answer::Alone => {
                 self.alone = true;
@@ -389,8 +395,7 @@ impl<'a> Request<'a> {
                     counts.stale.add(1);
                     ask.client.met_cache(Cached::Stale);
                     let status = Status::StaleOnError { ttl: stale.ttl(age) };
-                    let (response, source) = answers::stored(stale, age, ask, status);
-                    return Ok(Fetched::Answered(response, source));
+                    return Ok(Fetched::Answered(answers::stored(stale, age, ask, status, response)));
                 }
                 count.add(1);
                 Err(failure(cause))

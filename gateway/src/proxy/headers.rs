@@ -34,6 +34,8 @@ pub struct Seen {
     /// The first `Host`, and how many there are.
     pub host: Option<HeaderValue>,
     pub hosts: usize,
+    /// It is a name with an optional port, as far as its bytes tell.
+    pub is_authority: bool,
     pub transfer_encoding: bool,
     /// An `Accept` that does not take everything.
     pub accept: bool,
@@ -61,7 +63,8 @@ impl Seen {
             match *name {
                 HOST => {
                     seen.hosts += 1;
-                    seen.host.get_or_insert_with(|| value.clone());
+                    let first = seen.host.get_or_insert_with(|| value.clone());
+                    seen.is_authority = is_authority(first.as_bytes());
                 }
                 USER_AGENT | ACCEPT_ENCODING | ACCEPT_LANGUAGE | REFERER | CONTENT_TYPE => {}
                 CACHE_CONTROL | PRAGMA | AUTHORIZATION | COOKIE | RANGE | IF_RANGE | IF_MATCH
@@ -92,11 +95,31 @@ impl Seen {
         }
     }
 
-    /// The routing authority: the `Host` field, empty for HTTP/1.0 without one.
+    /// The routing authority: the `Host` field, empty for HTTP/1.0 without one. To be asked for once.
     pub fn authority(&self) -> &str {
         self.host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default()
     }
 }
+
+fn is_authority(host: &[u8]) -> bool {
+    host.iter().all(|&byte| IN_AUTHORITY[usize::from(byte)])
+}
+
+/// The bytes that a host and its port are written with.
+static IN_AUTHORITY: [bool; 256] = {
+    let mut of = [false; 256];
+    let (mut byte, marks) = (0, b"-._~[]:%!$&'()*+,;=");
+    while byte < of.len() {
+        of[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut mark = 0;
+    while mark < marks.len() {
+        of[marks[mark] as usize] = true;
+        mark += 1;
+    }
+    of
+};
 
 /// How a request says where its body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

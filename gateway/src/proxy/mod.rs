@@ -236,21 +236,20 @@ impl Proxy {
     }
 
     /// Answers one request under what is in force; every failure is a response. `body`: `None` where the request is plain
-    /// and has none. All else is lent: it is too large to be handed on more often than need be, and of use to the
-    /// connection's next request.
+    /// and has none.
     pub async fn respond(
         self: &Rc<Self>,
         local: &Rc<Local>,
         client: &Rc<Client>,
-        parts: &mut Parts,
-        seen: &mut Seen,
+        mut heads: Heads<'_>,
         body: Option<Incoming>,
-    ) -> Response<Body> {
+    ) -> Body {
         client.header_read.set(local.snapshot.config.timeouts.header_read);
         let mut exchange = Exchange::begin(client, local);
         let trusted = client.standing(&local.snapshot).trusted;
         let is_plain = body.is_none();
         let body = RequestBody::new(body, client);
+        let (parts, seen) = (&*heads.parts, &*heads.seen);
         if trusted {
             exchange.identify(&parts.headers);
         } else if let Some(field) = seen.proxy_field {
@@ -264,10 +263,11 @@ impl Proxy {
         let trace = Trace::of(mode, seen, &parts.headers, &self.ids);
         exchange.note(parts, seen, request_id.as_bytes(), &trace);
         let told = Told { trusted, request_id: request_id.as_bytes(), trace: &trace };
-        let answered = answer(self, local, &mut exchange, seen, told, parts, body).await;
+        let answered = answer(self, local, &mut exchange, told, &mut heads, body).await;
+        let Heads { seen, response, .. } = heads;
         let last = self.is_last(client, &local.snapshot.config);
         match answered {
-            Ok((mut response, source)) => {
+            Ok(source) => {
                 let version = std::mem::replace(response.version_mut(), Version::HTTP_11);
                 let (headers, mut lines) = (response.headers_mut(), client.lines.borrow_mut());
                 let (id, date) = (&request_id, &self.date.borrow());
@@ -282,20 +282,30 @@ impl Proxy {
                     headers.insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 exchange.answer(response.status());
-                response.map(|()| Body::new(source, exchange))
+                Body::new(source, exchange)
             }
             Err(failure) => {
                 // A body that waits for 100 and does not get it is not read: hyper ends the connection.
                 let last = last || seen.expect && client.phase.get() == Phase::Receiving;
-                let mut response = refuse(failure, wants, &request_id, &self.date.borrow(), last, exchange);
+                let body = refuse(failure, wants, &request_id, &self.date.borrow(), last, exchange, response);
                 // The next that hyper writes may be a 100.
                 if seen.expect {
                     lines::take_back(&mut client.lines.borrow_mut(), response.headers_mut());
                 }
-                response
+                body
             }
         }
     }
+}
+
+/// The heads of an exchange. They are lent: they are too large to be handed on more often than need be, and the
+/// request's is of use to the connection's next.
+pub struct Heads<'a> {
+    pub parts: &'a mut Parts,
+    /// What is seen of the request's fields.
+    pub seen: &'a mut Seen,
+    /// The answer's, to be filled in.
+    pub response: &'a mut Response<()>,
 }
 
 /// What is known of a request besides what it says itself.
@@ -309,18 +319,18 @@ async fn answer(
     proxy: &Rc<Proxy>,
     local: &Rc<Local>,
     exchange: &mut Exchange,
-    seen: &mut Seen,
     told: Told<'_>,
-    parts: &mut Parts,
+    heads: &mut Heads<'_>,
     body: RequestBody,
-) -> Result<(Response<()>, Source), Failure> {
+) -> Result<Source, Failure> {
     let Told { trusted, request_id, trace } = told;
     let client = exchange.client().clone();
-    target::settle(parts, seen, &client)?;
-    let (parts, seen) = (&*parts, &*seen);
+    target::settle(heads.parts, heads.seen, &client)?;
+    let (parts, seen, response) = (&*heads.parts, &*heads.seen, &mut *heads.response);
 
     let snapshot = &*local.snapshot;
-    let index = snapshot.table.find(seen.authority(), parts.uri.path()).ok_or(Failure::NoRoute)?;
+    let authority = seen.authority();
+    let index = snapshot.table.find(authority, parts.uri.path()).ok_or(Failure::NoRoute)?;
     let route = &snapshot.routes[index];
     shed::begin(exchange, snapshot, index, parts.uri.path())?;
     if !route.admits(&parts.method) {
@@ -351,6 +361,7 @@ async fn answer(
             client,
             parts,
             seen,
+            authority,
             trusted,
             request_id,
             trace,
@@ -362,13 +373,13 @@ async fn answer(
     let mut past_the_cache = None;
     if route.cache.is_some() {
         let verdict = match announced {
-            Announced::Nothing => cached::look(ask)?,
+            Announced::Nothing => cached::look(ask, response)?,
             Announced::Length(_) | Announced::Chunked => Verdict::Forward(Forward::Method),
         };
         let answered = match verdict {
-            Verdict::Answered(response, source) => Some((response, source)),
+            Verdict::Answered(source) => Some(source),
             // Boxed: a request that does not wait need not carry the room for it.
-            Verdict::Wait(request, miss) => Some(Box::pin(request.wait(miss)).await?),
+            Verdict::Wait(request, miss) => Some(Box::pin(request.wait(miss, response)).await?),
             Verdict::Forward(why) => {
                 ask.counts().bypassed.add(1);
                 client.met_cache(Cached::Bypass);
@@ -376,9 +387,9 @@ async fn answer(
                 None
             }
         };
-        if let Some((mut response, source)) = answered {
+        if let Some(source) = answered {
             limit::announce(local, index, standing, response.headers_mut());
-            return Ok((response, source));
+            return Ok(source);
         }
     }
 
@@ -394,7 +405,8 @@ async fn answer(
     let way = Way { local, client: &client, route, deadline, key: balance_key, own_host, idempotent };
     let exempt = || shed::is_exempt(snapshot, parts.uri.path());
     let sent = shed::send(&way, index, exempt, exchange.started(), request).await;
-    let (mut response, lease, since) = sent.map_err(|failed| failed.failure)?;
+    let (head, lease, since) = sent.map_err(|failed| failed.failure)?;
+    *response = head;
     exchange.answered(since);
     client.timer.arm(deadline);
     limit::announce(local, index, standing, response.headers_mut());
@@ -405,7 +417,7 @@ async fn answer(
         let status = Status::Forwarded { why, status: None, stored: false, collapsed: false };
         response.headers_mut().append(CACHE_STATUS, status.value());
     }
-    Ok((response, Source::Upstream(lease)))
+    Ok(Source::Upstream(lease))
 }
 
 /// `last`: the connection ends with it.
@@ -416,7 +428,8 @@ fn refuse(
     date: &HeaderValue,
     last: bool,
     mut exchange: Exchange,
-) -> Response<Body> {
+    response: &mut Response<()>,
+) -> Body {
     let client = exchange.client().clone();
     tracing::debug!(?failure, client = %exchange.identity.address, peer = %client.peer, "refused");
     exchange.fail(failure.outcome());
@@ -425,12 +438,11 @@ fn refuse(
     lines.clear();
     let Answer { status, body, closes } = failure.answer(wants, request_id, date, &mut lines);
     exchange.answer(status);
-    let mut response = Response::new(Body::full(Bytes::from(body), exchange));
     *response.status_mut() = status;
     if last || closes {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    response
+    Body::full(Bytes::from(body), exchange)
 }
 
 /// What the kernel half is to hear of the gateway's distress: nothing while refusals of its own may end it, then a

@@ -51,7 +51,7 @@ fn settle_host(parts: &mut Parts, seen: &mut Seen) -> Result<(), Failure> {
         Some(_) if seen.hosts > 1 => {
             return Err(Failure::BadRequest("The request has several Host fields."));
         }
-        Some(host) if !is_authority(host.as_bytes()) => {
+        Some(_) if !seen.is_authority => {
             return Err(Failure::BadRequest("The Host field is not a host name with an optional port."));
         }
         None if parts.version == Version::HTTP_11 => {
@@ -71,26 +71,6 @@ fn settle_host(parts: &mut Parts, seen: &mut Seen) -> Result<(), Failure> {
     }
     Ok(())
 }
-
-fn is_authority(host: &[u8]) -> bool {
-    host.iter().all(|&byte| IN_AUTHORITY[usize::from(byte)])
-}
-
-/// The bytes that a host and its port are written with.
-static IN_AUTHORITY: [bool; 256] = {
-    let mut of = [false; 256];
-    let (mut byte, marks) = (0, b"-._~[]:%!$&'()*+,;=");
-    while byte < of.len() {
-        of[byte] = (byte as u8).is_ascii_alphanumeric();
-        byte += 1;
-    }
-    let mut mark = 0;
-    while mark < marks.len() {
-        of[marks[mark] as usize] = true;
-        mark += 1;
-    }
-    of
-};
 
 fn settle_path(parts: &mut Parts) -> Result<(), Failure> {
     let raw = parts.uri.path();
