@@ -6,18 +6,22 @@ use http::HeaderValue;
 /// Adds a number to bytes of any length.
 #[inline]
 pub fn push_number(number: u64, out: &mut Vec<u8>) {
-    if number < 10 {
-        return out.push(b'0' + number as u8);
+    let small = number as u16;
+    let digit = |of: u16| b'0' + (of % 10) as u8;
+    // Lengths that are known: what has one is copied without a call.
+    match number {
+        0..=9 => out.push(digit(small)),
+        10..=99 => out.extend_from_slice(&[digit(small / 10), digit(small)]),
+        100..=999 => out.extend_from_slice(&[digit(small / 100), digit(small / 10), digit(small)]),
+        1_000..=9_999 => {
+            let digits = [digit(small / 1_000), digit(small / 100), digit(small / 10), digit(small)];
+            out.extend_from_slice(&digits);
+        }
+        _ => {
+            let (digits, first) = digits(number);
+            out.extend_from_slice(&digits[first..]);
+        }
     }
-    if number < 10_000 {
-        let number = number as u16;
-        let digits =
-            [number / 1_000, number / 100 % 10, number / 10 % 10, number % 10].map(|of| b'0' + of as u8);
-        let first = usize::from(number < 1_000) + usize::from(number < 100);
-        return out.extend_from_slice(&digits[first..]);
-    }
-    let (digits, first) = digits(number);
-    out.extend_from_slice(&digits[first..]);
 }
 
 /// A number's digits, and where the first of them stands.
