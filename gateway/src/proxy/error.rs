@@ -5,9 +5,12 @@
 
 use std::time::Duration;
 
-use http::header::{ACCEPT, ALLOW, CONTENT_LENGTH, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use bytes::Bytes;
+use http::header::{ACCEPT, ALLOW, CONNECTION, CONTENT_LENGTH, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
+use super::body::Body;
+use super::exchange::Exchange;
 use super::limit::Limited;
 use super::request_id::RequestId;
 use crate::config::CONCURRENCY;
@@ -65,14 +68,39 @@ struct Problem {
 }
 
 /// What a failure is answered with, its fields aside.
-pub struct Answer {
-    pub status: StatusCode,
-    pub body: String,
+struct Answer {
+    status: StatusCode,
+    body: String,
     /// The connection ends with it.
-    pub closes: bool,
+    closes: bool,
 }
 
 impl Failure {
+    /// Answers the request with it: fills in `response`, and returns the body. `last`: the connection ends with it.
+    pub fn respond(
+        self,
+        wants: Wants,
+        request_id: &RequestId,
+        date: &HeaderValue,
+        last: bool,
+        mut exchange: Exchange,
+        response: &mut Response<()>,
+    ) -> Body {
+        let client = exchange.client().clone();
+        tracing::debug!(failure = ?self, client = %exchange.identity.address, peer = %client.peer, "refused");
+        exchange.fail(self.outcome());
+        self.rule().into_iter().for_each(|rule| exchange.refused_by(rule));
+        let mut lines = client.lines.borrow_mut();
+        lines.clear();
+        let Answer { status, body, closes } = self.answer(wants, request_id, date, &mut lines);
+        exchange.answer(status);
+        *response.status_mut() = status;
+        if last || closes {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Body::full(Bytes::from(body), exchange)
+    }
+
     /// The policy that refused, where one did.
     pub fn rule(&self) -> Option<&str> {
         match self {
@@ -255,7 +283,7 @@ impl Failure {
     }
 
     /// The answer, whose fields are written to `lines`: all but those that say where the body and the connection end.
-    pub fn answer(
+    fn answer(
         self,
         request: Wants,
         request_id: &RequestId,

@@ -29,7 +29,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::Cache;
-use bytes::Bytes;
 use http::header::CONNECTION;
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, Version};
@@ -41,7 +40,7 @@ use body::{Pool, Source};
 use cached::{Ask, Verdict};
 use client::{Client, Phase};
 pub use error::Failure;
-use error::{Answer, Wants};
+use error::Wants;
 use exchange::Exchange;
 use forward::Way;
 pub use headers::Seen;
@@ -287,7 +286,7 @@ impl Proxy {
             Err(failure) => {
                 // A body that waits for 100 and does not get it is not read: hyper ends the connection.
                 let last = last || seen.expect && client.phase.get() == Phase::Receiving;
-                let body = refuse(failure, wants, &request_id, &self.date.borrow(), last, exchange, response);
+                let body = failure.respond(wants, &request_id, &self.date.borrow(), last, exchange, response);
                 // The next that hyper writes may be a 100.
                 if seen.expect {
                     lines::take_back(&mut client.lines.borrow_mut(), response.headers_mut());
@@ -418,31 +417,6 @@ async fn answer(
         response.headers_mut().append(CACHE_STATUS, status.value());
     }
     Ok(Source::Upstream(lease))
-}
-
-/// `last`: the connection ends with it.
-fn refuse(
-    failure: Failure,
-    wants: Wants,
-    request_id: &RequestId,
-    date: &HeaderValue,
-    last: bool,
-    mut exchange: Exchange,
-    response: &mut Response<()>,
-) -> Body {
-    let client = exchange.client().clone();
-    tracing::debug!(?failure, client = %exchange.identity.address, peer = %client.peer, "refused");
-    exchange.fail(failure.outcome());
-    failure.rule().into_iter().for_each(|rule| exchange.refused_by(rule));
-    let mut lines = client.lines.borrow_mut();
-    lines.clear();
-    let Answer { status, body, closes } = failure.answer(wants, request_id, date, &mut lines);
-    exchange.answer(status);
-    *response.status_mut() = status;
-    if last || closes {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    Body::full(Bytes::from(body), exchange)
 }
 
 /// What the kernel half is to hear of the gateway's distress: nothing while refusals of its own may end it, then a
