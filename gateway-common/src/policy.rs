@@ -128,6 +128,10 @@ pub struct Holder {
     scope: u32,
 }
 
+/// So long after a refusal of its own connections, which have answered cookies, a source gets no more of them: it is
+/// no claim that it wants too much. Short, for whoever forges its address meanwhile locks it out.
+pub const OVERDRAWN_NS: u64 = 1_000_000_000;
+
 /// What a bucket is charged with.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

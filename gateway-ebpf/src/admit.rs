@@ -116,8 +116,13 @@ fn admit<F: Frame>(frame: &F, slot: u32, policy: &Policy, segment: &Segment) -> 
                 penalty.hit();
                 return Verdict::Penalised;
             }
-            // The source is a claim: whoever forges that of a client we know must not lock it out.
-            if !could_answer || maps::class(&cut(&policy.client_mask), now) == Class::Unknown {
+            // The source is a claim: whoever forges that of a client we know must not lock it out. One that has had too
+            // many connections of its own is none.
+            let own = Holder::new(address, policy.epoch, Charged::Connections);
+            if !could_answer
+                || maps::class(&cut(&policy.client_mask), now) == Class::Unknown
+                || maps::is_overdrawn(&own, now)
+            {
                 return Verdict::OverBudget;
             }
             true

@@ -1,5 +1,6 @@
 //! Floods from forged sources: SYN cookies come by themselves, and nobody is locked out.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -152,6 +153,58 @@ fn who_forges_a_known_client_locks_nobody_out() {
     });
     assert!(answering.counted(&gateway, "cookie_sent") > 0);
     assert!(answering.counted(&gateway, "cookie_accepted") > 0);
+}
+
+/// A known client that wants twenty times its budget itself, and answers its cookies: it is no claim, so few of its
+/// requests are worth one.
+#[test]
+fn a_known_client_that_floods_is_no_claim() {
+    const BUDGET: u32 = 20;
+    const WANTED: u32 = 100 * BUDGET;
+    let answering = Answering::new();
+    let network = &answering.network;
+    let upstream = network.gateway.run(Upstream::ok);
+    let budget = kernel(json!({ "connections_per_second": BUDGET, "burst": BUDGET }));
+    let gateway = start(network, config(&upstream, budget), |_| {});
+    let place = gateway.address;
+    assert!(answering.is_served(LOUD, place));
+    network.gateway.run(|| {
+        gateway.wait_for_metrics("it is known", |metrics| {
+            metrics.get("gateway_kernel_entries", &[("map", "gw_known")]) == Some(1.0)
+        });
+    });
+    let begin = Instant::now();
+    network.clients.run(|| {
+        let mut waiting = VecDeque::new();
+        let mut wanted = 0;
+        while wanted < WANTED {
+            if f64::from(wanted) >= begin.elapsed().as_secs_f64() * f64::from(20 * BUDGET) {
+                thread::yield_now();
+                continue;
+            }
+            let source = SocketAddr::new(LOUD.parse().unwrap(), 0);
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.bind(&source.into()).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            // It is on its way; what comes of it is the gateway's to say.
+            let _ = socket.connect(&place.into());
+            wanted += 1;
+            waiting.push_back(socket);
+            // Nobody waits for long, so no request is sent again.
+            if waiting.len() > 20 {
+                waiting.pop_front();
+            }
+        }
+    });
+    let seconds = begin.elapsed().as_secs_f64();
+    assert!(answering.is_served(QUIET, place), "another's connection");
+    let counted = |verdict| answering.counted(&gateway, verdict);
+    let (sent, accepted) = (counted("cookie_sent"), counted("cookie_accepted"));
+    assert!(accepted > 0, "it was taken for a claim at first");
+    // A burst of them each second, and a few on their way when that is used up.
+    let most = 2.0 * f64::from(BUDGET) * (seconds + 1.0);
+    assert!((sent as f64) < most, "{sent} cookies in {seconds} s, {accepted} came back");
+    assert!(counted("over_budget") > u64::from(WANTED) / 2);
 }
 
 /// A flood from millions of sources: cookies are armed, the good client connects every time, and afterwards

@@ -50,6 +50,7 @@ enum Of {
 struct Debt {
     owed_ns: u64,
     at_ns: u64,
+    refused_at_ns: Option<u64>,
 }
 
 impl Debt {
@@ -57,7 +58,11 @@ impl Debt {
         self.owed_ns = self.owed_ns.saturating_sub(now_ns - self.at_ns);
         self.at_ns = now_ns;
         let granted = self.owed_ns + cost_ns <= tolerance_ns;
-        self.owed_ns += if granted { cost_ns } else { 0 };
+        if granted {
+            self.owed_ns += cost_ns;
+        } else {
+            self.refused_at_ns = Some(now_ns);
+        }
         granted
     }
 }
@@ -166,7 +171,9 @@ impl Model {
         match charged {
             Some(true) | None => {}
             Some(false) if slowed => return Verdict::Penalised,
-            Some(false) if !answers || class == Class::Unknown => return Verdict::OverBudget,
+            Some(false) if !answers || class == Class::Unknown || self.is_overdrawn(holder) => {
+                return Verdict::OverBudget;
+            }
             Some(false) => {}
         }
         let (level, epoch, until) = self.shed[class as usize];
@@ -199,8 +206,14 @@ impl Model {
             return Verdict::OverBudget;
         }
         let now = self.now_ns;
-        self.debts.entry((holder, Of::Requests)).or_insert(Debt { owed_ns: 0, at_ns: now });
+        self.debts.entry((holder, Of::Requests)).or_insert(Debt { at_ns: now, ..Debt::default() });
         Verdict::CookieAccepted
+    }
+
+    /// Whether connections of its own, which have answered cookies, were too many within a second.
+    fn is_overdrawn(&self, holder: IpAddr) -> bool {
+        let refused = self.debts.get(&(holder, Of::Connections)).and_then(|debt| debt.refused_at_ns);
+        refused.is_some_and(|at| self.now_ns - at < SECOND_NS)
     }
 
     /// `None`: one that owes nothing yet, and too many such came.
@@ -213,7 +226,7 @@ impl Model {
                 return None;
             }
         }
-        let debt = self.debts.entry((holder, of)).or_insert(Debt { owed_ns: 0, at_ns: now });
+        let debt = self.debts.entry((holder, of)).or_insert(Debt { at_ns: now, ..Debt::default() });
         Some(debt.charge(cost, tolerance, now))
     }
 }
