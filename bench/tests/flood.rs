@@ -93,7 +93,7 @@ fn what_the_kernel_half_answers_arrives() {
     let attacker = format!("{}evil", prefix(&run));
     let received = || {
         let told =
-            Command::new("ip").args(["-n", &attacker, "-s", "-j", "link", "show", "dev", "cable"]).output();
+            Command::new("ip").args(["-n", &attacker, "-s", "-j", "link", "show", "dev", "outer"]).output();
         let told: Value = serde_json::from_slice(&told.unwrap().stdout).unwrap();
         told[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
     };

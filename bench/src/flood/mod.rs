@@ -13,11 +13,11 @@ mod packet;
 pub mod report;
 mod requests;
 mod rig;
-mod sink;
 mod slow;
 mod syn;
 mod systems;
 pub mod traces;
+mod xdp;
 
 use std::io;
 use std::rc::Rc;

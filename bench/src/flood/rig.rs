@@ -1,6 +1,10 @@
 //! The rig: network namespaces for a server, a good client and an attacker, and a cable from each client to the
 //! server.
 //!
+//! A cable brings frames as a network card does, in a page with room before them. A veth alone would not: what a socket
+//! has sent it first copies, on the receiver's core, for any XDP program there. So a client's interface leads to a relay
+//! in its own namespace, two interfaces that XDP joins, and the copy is made where the client's work is done.
+//!
 //! The server's ends hand their packets to threads of their own, which are kept on the core of the system under
 //! test: what receiving costs falls on it and on nobody else. The clients' ends hand theirs to the load's core.
 //! Each round has a rig of its own, so that none meets what another has left in a stack or a cable.
@@ -14,8 +18,8 @@ use std::process::Command;
 
 use rustix::thread::{CpuSet, LinkNameSpaceType, Pid, move_into_link_name_space, sched_setaffinity};
 
-use super::sink::{self, Network};
 use super::traces::{self, Trace};
+use super::xdp::{self, Network, Rest};
 use crate::machine::Cores;
 use crate::system::on_path;
 
@@ -24,8 +28,11 @@ pub const PORT: u16 = 8080;
 /// Addresses that belong to nobody but are routed back to the attacker: network and prefix length.
 pub const FORGED: Network = (Ipv4Addr::new(100, 64, 0, 0), 10);
 
-/// The client's end of a cable, in its own namespace.
-const FAR: &str = "cable";
+/// A client's own interface, and its relay's two: the one that it leads to, and the one that leads to the server. A
+/// namespace has nothing else, so each can have the same number in all of them.
+const CLIENT: &str = "client";
+const INNER: (&str, u32) = ("inner", 101);
+const OUTER: (&str, u32) = ("outer", 102);
 
 #[derive(Debug, thiserror::Error)]
 pub enum RigError {
@@ -77,8 +84,8 @@ impl Rig {
         server.set("net/ipv4/conf/all/rp_filter", "0")?;
         server.set("net/ipv4/conf/default/rp_filter", "0")?;
         server.set("net/ipv4/tcp_syncookies", "1")?;
-        let good = Client::new(&server, "good", Ipv4Addr::new(10, 78, 1, 1), cores)?;
-        let attacker = Client::new(&server, "evil", Ipv4Addr::new(10, 78, 2, 1), cores)?;
+        let good = Client::new(&server, "good", Ipv4Addr::new(10, 78, 1, 1))?;
+        let attacker = Client::new(&server, "evil", Ipv4Addr::new(10, 78, 2, 1))?;
         let (network, prefix) = FORGED;
         let via = attacker.address().to_string();
         server.ip(&["route", "add", &format!("{network}/{prefix}"), "via", &via])?;
@@ -96,7 +103,7 @@ impl Rig {
 
     /// Drops everything that the attacker sends, where it arrives and before anybody has looked at it.
     pub fn drop_attacker(&self) -> Result<(), RigError> {
-        self.server.sink(&self.attacker.interface, sink::EVERYWHERE)
+        self.server.program(&self.attacker.interface, xdp::EVERYWHERE, Rest::Pass)
     }
 
     /// Keeps the receive threads on the system's core and names them. They are new ones whenever a program was
@@ -117,7 +124,7 @@ impl Rig {
         }
         let mut load = CpuSet::new();
         load.set(self.cores.load);
-        for thread in kernel_threads(&format!("napi/{FAR}-"))? {
+        for thread in kernel_threads(&format!("napi/{}-", OUTER.0))? {
             sched_setaffinity(Some(thread), &load).map_err(io::Error::from)?;
         }
         Ok(found)
@@ -134,27 +141,35 @@ impl Drop for Rig {
 }
 
 impl Client {
-    fn new(server: &Namespace, role: &str, target: Ipv4Addr, cores: Cores) -> Result<Client, RigError> {
+    fn new(server: &Namespace, role: &str, target: Ipv4Addr) -> Result<Client, RigError> {
         let namespace = Namespace::new(role)?;
         let interface = format!("{role}{}", std::process::id());
         let client = Client { namespace, target: SocketAddrV4::new(target, PORT), interface };
-        let (near, far) = (client.interface.as_str(), FAR);
+        let near = client.interface.as_str();
+        let (inside, (inner, inner_number), (outer, outer_number)) = (&client.namespace, INNER, OUTER);
         let queues = ["numrxqueues", "1", "numtxqueues", "1"];
-        let words = [&["link", "add", near], &queues[..], &["type", "veth", "peer", "name", far]].concat();
-        server.ip(&[&words[..], &["netns", &client.namespace.name], &queues[..]].concat())?;
-        for (namespace, interface, address) in
-            [(server, near, target), (&client.namespace, far, client.address())]
-        {
+        let link = |(name, number): (&str, u32), peer: &[&str]| {
+            let number = number.to_string();
+            let first = [&["link", "add", name, "index", &number], &queues[..]].concat();
+            inside.ip(&[&first[..], &["type", "veth", "peer", "name"], peer, &queues[..]].concat())
+        };
+        link(INNER, &[CLIENT])?;
+        link(OUTER, &[near, "netns", &server.name])?;
+        for (namespace, interface, address) in [(server, near, target), (inside, CLIENT, client.address())] {
             namespace.ip(&["address", "add", &format!("{address}/24"), "dev", interface])?;
-            // Where a cable merges segments its packets are delivered on the sender's core.
-            namespace.exec(&["ethtool", "-K", interface, "tso", "off"])?;
+            // A relay takes no promises of a checksum, and no segments to be taken apart.
+            namespace.exec(&["ethtool", "-K", interface, "tx", "off", "tso", "off", "gro", "on"])?;
             namespace.ip(&["link", "set", interface, "up"])?;
         }
-        server.exec(&["ethtool", "-K", near, "gro", "on"])?;
         server.class(near, "threaded", "1")?;
-        client.namespace.sink(far, FORGED)?;
-        client.namespace.class(far, "threaded", "1")?;
-        client.namespace.class(far, "queues/rx-0/rps_cpus", &format!("{:x}", 1_u64 << cores.load))?;
+        for interface in [inner, outer] {
+            inside.exec(&["ethtool", "-K", interface, "gro", "on"])?;
+            inside.ip(&["link", "set", interface, "up"])?;
+        }
+        inside.program(inner, xdp::NOWHERE, Rest::To(outer_number))?;
+        inside.program(outer, FORGED, Rest::To(inner_number))?;
+        // What the server sends would else be taken in on its core.
+        inside.class(outer, "threaded", "1")?;
         Ok(client)
     }
 
@@ -194,12 +209,12 @@ impl Namespace {
         run(Command::new("ip").args(["-n", &self.name]).args(words))
     }
 
-    /// Has the driver drop whatever comes in by an interface and goes to `network`.
-    fn sink(&self, interface: &str, network: Network) -> Result<(), RigError> {
+    /// Has the driver drop whatever comes in by an interface and goes to `network`; `rest` says what else becomes of it.
+    fn program(&self, interface: &str, network: Network, rest: Rest) -> Result<(), RigError> {
         let mut object = tempfile::NamedTempFile::new()?;
-        object.write_all(&sink::object(network))?;
+        object.write_all(&xdp::object(network, rest))?;
         let object = object.path().to_string_lossy();
-        let program = ["xdpdrv", "object", &object, "section", sink::SECTION];
+        let program = ["xdpdrv", "object", &object, "section", xdp::SECTION];
         self.ip(&[&["link", "set", interface][..], &program].concat())
     }
 

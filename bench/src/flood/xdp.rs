@@ -1,10 +1,9 @@
-//! The sink: an XDP program that drops what goes to one network.
+//! The rig's XDP programs: one drops what goes to a network, and passes everything else or hands it to another
+//! interface.
 //!
-//! One is at the clients' ends of the cables. A veth takes what a program at its other end sends back, but wakes
-//! nobody for it unless it has a program itself: then its ring fills, and whatever else is meant for it is lost as
-//! well. And where answers to forged sources end they must cost little, for they come on the load's core. Another is
-//! the floor: what an attack costs that is dropped before anybody looks at it. `rig` has `ip` attach them, which
-//! wants an object file; this writes one.
+//! Two of them join the interfaces of a relay. Where answers to forged sources end they must cost little, for they
+//! come on the load's core. Another is the floor: what an attack costs that is dropped before anybody looks at it.
+//! `rig` has `ip` attach them, which wants an object file; this writes one.
 
 use std::net::Ipv4Addr;
 
@@ -12,12 +11,23 @@ use std::net::Ipv4Addr;
 pub type Network = (Ipv4Addr, u8);
 /// All there is, of IPv4: whoever asks for an Ethernet address is answered.
 pub const EVERYWHERE: Network = (Ipv4Addr::UNSPECIFIED, 0);
+/// Nothing is sent there.
+pub const NOWHERE: Network = (Ipv4Addr::UNSPECIFIED, 32);
 
 /// The section of the program in the object.
 pub const SECTION: &str = "xdp";
 
-/// Drops what goes to the network and passes everything else.
-fn program((network, prefix): Network) -> Vec<u8> {
+/// What becomes of that which is not dropped.
+#[derive(Debug, Clone, Copy)]
+pub enum Rest {
+    /// It goes to the stack.
+    Pass,
+    /// It leaves by the interface of this index.
+    To(u32),
+}
+
+/// Drops what goes to the network.
+fn program((network, prefix): Network, rest: Rest) -> Vec<u8> {
     const LOAD_32: u8 = 0x61;
     const LOAD_16: u8 = 0x69;
     const MOVE: u8 = 0xbf;
@@ -27,9 +37,12 @@ fn program((network, prefix): Network) -> Vec<u8> {
     const TO_BIG_ENDIAN: u8 = 0xdc;
     const JUMP_IF_GREATER: u8 = 0x2d;
     const JUMP_UNLESS_EQUAL: u8 = 0x55;
+    const CALL: u8 = 0x85;
     const EXIT: u8 = 0x95;
     const DROP: i32 = 1;
     const PASS: i32 = 2;
+    /// The helper's number, `bpf_redirect`.
+    const REDIRECT: i32 = 23;
     /// Of the EtherType in an Ethernet frame, and of the destination in the IPv4 packet behind it.
     const TYPE: i16 = 12;
     const DESTINATION: i16 = 30;
@@ -38,25 +51,34 @@ fn program((network, prefix): Network) -> Vec<u8> {
     let network = network.to_bits().cast_signed();
     let mask = (-1_i32).checked_shl(32 - u32::from(prefix)).unwrap_or(0);
     // Code, destination, source, jump or offset, number. r1 is the context, r0 the answer.
-    let instructions: [(u8, u8, u8, i16, i32); 15] = [
-        (MOVE_NUMBER, 0, 0, 0, PASS),
+    let rest = match rest {
+        Rest::Pass => [(MOVE_NUMBER, 0, 0, 0, PASS), (EXIT, 0, 0, 0, 0)].to_vec(),
+        Rest::To(index) => [
+            (MOVE_NUMBER, 1, 0, 0, index.cast_signed()),
+            (MOVE_NUMBER, 2, 0, 0, 0),
+            (CALL, 0, 0, 0, REDIRECT),
+            (EXIT, 0, 0, 0, 0),
+        ]
+        .to_vec(),
+    };
+    let drops: [(u8, u8, u8, i16, i32); 14] = [
         (LOAD_32, 2, 1, 0, 0),
         (LOAD_32, 3, 1, 4, 0),
         (MOVE, 4, 2, 0, 0),
         (ADD_NUMBER, 4, 0, 0, (DESTINATION + 4).into()),
-        (JUMP_IF_GREATER, 4, 3, 8, 0),
+        (JUMP_IF_GREATER, 4, 3, 9, 0),
         (LOAD_16, 5, 2, TYPE, 0),
         (TO_BIG_ENDIAN, 5, 0, 0, 16),
-        (JUMP_UNLESS_EQUAL, 5, 0, 5, IPV4),
+        (JUMP_UNLESS_EQUAL, 5, 0, 6, IPV4),
         (LOAD_32, 5, 2, DESTINATION, 0),
         (TO_BIG_ENDIAN, 5, 0, 0, 32),
         (AND_NUMBER, 5, 0, 0, mask),
-        (JUMP_UNLESS_EQUAL, 5, 0, 1, network),
+        (JUMP_UNLESS_EQUAL, 5, 0, 2, network),
         (MOVE_NUMBER, 0, 0, 0, DROP),
         (EXIT, 0, 0, 0, 0),
     ];
     let mut bytes = Vec::new();
-    for (code, to, from, offset, number) in instructions {
+    for (code, to, from, offset, number) in drops.into_iter().chain(rest) {
         bytes.extend([code, from << 4 | to]);
         bytes.extend(offset.to_le_bytes());
         bytes.extend(number.to_le_bytes());
@@ -65,7 +87,7 @@ fn program((network, prefix): Network) -> Vec<u8> {
 }
 
 /// The program as an ELF object.
-pub fn object(network: Network) -> Vec<u8> {
+pub fn object(network: Network, rest: Rest) -> Vec<u8> {
     const HEADER_BYTES: usize = 64;
     const SECTION_BYTES: u16 = 64;
     const SYMBOL_BYTES: u64 = 24;
@@ -80,7 +102,7 @@ pub fn object(network: Network) -> Vec<u8> {
     const CODE: u16 = 1;
     const NAMES: u16 = 4;
 
-    let program = program(network);
+    let program = program(network, rest);
     let mut names = vec![0];
     let mut name = |text: &str| {
         let place = names.len() as u32;
@@ -91,7 +113,7 @@ pub fn object(network: Network) -> Vec<u8> {
     let (code, license, table, strings) = (name(SECTION), name("license"), name("symtab"), name("strings"));
     // The first symbol is always empty.
     let mut symbols = vec![0; SYMBOL_BYTES as usize];
-    symbols.extend(name("sink").to_le_bytes());
+    symbols.extend(name("rig").to_le_bytes());
     symbols.extend([GLOBAL_FUNCTION, 0]);
     symbols.extend(CODE.to_le_bytes());
     symbols.extend(0_u64.to_le_bytes());
