@@ -38,9 +38,8 @@ pub fn segments(path: &str) -> impl Iterator<Item = &str> {
 }
 
 fn is_normal(bytes: &[u8]) -> bool {
-    // All at once: most paths hold none of these, and a loop that can end early looks at one byte after the other.
-    let suspect = |byte: u8| byte == b'%' || byte == b'\\' || byte == b'.' || byte == 0;
-    if !bytes.iter().fold(false, |any, &byte| any | suspect(byte)) {
+    // Most paths hold none of these.
+    if !bytes.iter().fold(false, |any, &byte| any | IS_SUSPECT[usize::from(byte)]) {
         return true;
     }
     let mut previous = 0;
@@ -53,6 +52,16 @@ fn is_normal(bytes: &[u8]) -> bool {
     }
     true
 }
+
+/// What a path may have to be rewritten for.
+static IS_SUSPECT: [bool; 256] = {
+    let mut is = [false; 256];
+    is[b'%' as usize] = true;
+    is[b'\\' as usize] = true;
+    is[b'.' as usize] = true;
+    is[0] = true;
+    is
+};
 
 fn decode_unreserved(path: &str) -> Result<String, Invalid> {
     let mut out = String::with_capacity(path.len());

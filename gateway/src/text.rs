@@ -17,11 +17,14 @@ pub fn push_number(number: u64, out: &mut Vec<u8>) {
             let digits = [digit(small / 1_000), digit(small / 100), digit(small / 10), digit(small)];
             out.extend_from_slice(&digits);
         }
-        _ => {
-            let (digits, first) = digits(number);
-            out.extend_from_slice(&digits[first..]);
-        }
+        _ => push_long(number, out),
     }
+}
+
+#[cold]
+fn push_long(number: u64, out: &mut Vec<u8>) {
+    let (digits, first) = digits(number);
+    out.extend_from_slice(&digits[first..]);
 }
 
 /// A number's digits, and where the first of them stands.

@@ -60,7 +60,12 @@ impl Head {
         if self.length > bounds.max_bytes || self.parts.headers.len() > bounds.max_headers {
             return None;
         }
-        self.parts.uri = Uri::from(PathAndQuery::from_maybe_shared(bytes.slice_ref(target)).ok()?);
+        let path = PathAndQuery::from_maybe_shared(bytes.slice_ref(target)).ok()?;
+        // A fragment has no place in a target.
+        if path.as_str().len() != target.len() {
+            return None;
+        }
+        self.parts.uri = Uri::from(path);
         Some(())
     }
 
@@ -105,11 +110,10 @@ impl Head {
     }
 }
 
-/// What a line asks for that no reader takes for another: the parser ends a target at a space, and at what cannot stand
-/// in one; whoever reads it as a path refuses those, but does not look at what lies behind a `#`.
+/// What a line asks for. The parser ends a target at a space, and at what cannot stand in one; who reads it as a path
+/// refuses those, up to a fragment.
 fn target_of(line: &[u8]) -> Option<&[u8]> {
-    let target = line.strip_prefix(b"GET ")?.strip_suffix(b" HTTP/1.1\r\n")?;
-    memchr::memchr(b'#', target).is_none().then_some(target)
+    line.strip_prefix(b"GET ")?.strip_suffix(b" HTTP/1.1\r\n")
 }
 
 impl Drop for Head {
@@ -177,6 +181,7 @@ mod tests {
             (format!("HEAD / {end}\r\n"), false),
             (format!("GET http://a/ {end}\r\n"), false),
             (format!("GET * {end}\r\n"), false),
+            (format!("GET /a#b {end}\r\n"), false),
             (format!("\r\nGET / {end}\r\n"), false),
             (format!("GET / {end}Content-Length: 0\r\n\r\n"), false),
             (format!("GET / {end}transfer-ENCODING: chunked\r\n\r\n"), false),

@@ -399,6 +399,9 @@ impl Io {
 
     /// Writes what has to go before anything that hyper writes.
     pub fn poll_write_before(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.held.get().is_none() && self.client.first.borrow().is_empty() {
+            return Poll::Ready(Ok(()));
+        }
         ready!(self.poll_write_first(cx))?;
         self.poll_release_held(cx)
     }

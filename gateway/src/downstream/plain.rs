@@ -34,6 +34,8 @@ pub enum Turn {
 /// Serves one plain exchange after the other.
 pub async fn serve(proxy: &Rc<Proxy>, io: &Rc<Io>) -> Turn {
     let mut head = Head::new(proxy.local().arena());
+    // Emptied as it goes out, for the next.
+    let mut response = Response::new(());
     loop {
         let Ok(mut bytes) = poll_fn(|cx| io.poll_head(cx)).await else { return Turn::Aborted };
         if bytes.is_empty() {
@@ -47,7 +49,6 @@ pub async fn serve(proxy: &Rc<Proxy>, io: &Rc<Io>) -> Turn {
         }
         io.head_was_whole(bytes.split_off(head.length));
         io.client.phase.set(Phase::Received);
-        let mut response = Response::new(());
         let heads = Heads { parts: &mut head.parts, seen: &mut head.seen, response: &mut response };
         let body = proxy.respond(&local, &io.client, heads, None).await;
         let Some(length) = length_of(response.status(), &body) else {
@@ -59,9 +60,10 @@ pub async fn serve(proxy: &Rc<Proxy>, io: &Rc<Io>) -> Turn {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let last = response.headers().contains_key(CONNECTION);
-        match send(&local, io, &mut response, Rest::of(body, length)).await {
+        let mut body = Rest::of(body, length);
+        match send(&local, io, &mut response, &mut body).await {
             Ok(()) if last => return Turn::Finished,
-            Ok(()) => {}
+            Ok(()) => response.extensions_mut().clear(),
             Err(_) => return Turn::Aborted,
         }
     }
@@ -74,7 +76,7 @@ fn length_of(status: StatusCode, body: &Body) -> Option<u64> {
 }
 
 /// Sends `response` and its body.
-async fn send(local: &Local, io: &Io, response: &mut Response<()>, mut body: Rest) -> io::Result<()> {
+async fn send(local: &Local, io: &Io, response: &mut Response<()>, body: &mut Rest) -> io::Result<()> {
     let length = body.bytes;
     // What has come goes out with the head; for what has not, the head does not wait.
     let mut piece = match poll_fn(|cx| Poll::Ready(body.poll_piece(cx))).await {
@@ -88,7 +90,9 @@ async fn send(local: &Local, io: &Io, response: &mut Response<()>, mut body: Res
         lines.clear();
     };
     let (left, sent) = poll_fn(|cx| Poll::Ready(io.begin_answer(cx, write, &piece))).await?;
-    local.arena().recycle(std::mem::take(response.headers_mut()));
+    if response.headers().capacity() > 0 {
+        local.arena().recycle(std::mem::take(response.headers_mut()));
+    }
     io.write_all(&left, || true).await?;
     piece.advance(sent);
     loop {
@@ -97,7 +101,7 @@ async fn send(local: &Local, io: &Io, response: &mut Response<()>, mut body: Res
             && let Some(mut pipe) = io.scratch.pipes.lend()
         {
             // Boxed, for most bodies are small, and a connection's task is as large as this.
-            Box::pin(through(&mut pipe, &mut body, io)).await?;
+            Box::pin(through(&mut pipe, body, io)).await?;
         }
         match poll_fn(|cx| body.poll_piece(cx)).await? {
             Some(next) => piece = next,
@@ -125,7 +129,8 @@ struct Rest {
 impl Rest {
     /// All of `body`, which has so many `bytes`.
     fn of(body: Body, bytes: u64) -> Self {
-        Self { body: Some(body).filter(|body| !body.is_end_stream()), bytes }
+        let body = if body.is_end_stream() { None } else { Some(body) };
+        Self { body, bytes }
     }
 
     fn unread(&self) -> u64 {

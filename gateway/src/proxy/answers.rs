@@ -23,7 +23,7 @@ use crate::text::number;
 pub fn stored(
     entry: &Entry,
     age: Duration,
-    ask: Ask<'_>,
+    ask: &Ask<'_>,
     status: Status,
     response: &mut Response<()>,
 ) -> Source {
@@ -76,7 +76,7 @@ pub fn stored(
 pub fn fetched(
     head: &Arc<Head>,
     reader: Reader,
-    ask: Ask<'_>,
+    ask: &Ask<'_>,
     status: Status,
     response: &mut Response<()>,
 ) -> Source {
@@ -91,7 +91,7 @@ pub fn fetched(
     if bodiless { Source::Full(None) } else { Source::Followed { reader, left: head.length } }
 }
 
-fn fill(response: &mut Response<()>, status: StatusCode, headers: &HeaderMap, ask: Ask<'_>, cached: Status) {
+fn fill(response: &mut Response<()>, status: StatusCode, headers: &HeaderMap, ask: &Ask<'_>, cached: Status) {
     /// Age, `Cache-Status`, the request's identity, and the connection's own: a map that grows costs
     /// more than copying all fields does.
     const ADDED: usize = 6;

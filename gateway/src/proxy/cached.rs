@@ -37,7 +37,6 @@ use crate::snapshot;
 use crate::timer::Tick;
 
 /// A request on a route with a cache.
-#[derive(Clone, Copy)]
 pub struct Ask<'a> {
     pub proxy: &'a Rc<Proxy>,
     pub local: &'a Rc<Local>,
@@ -74,24 +73,24 @@ pub struct Miss {
     selectors: Arc<[Selector]>,
 }
 
-impl<'a> Ask<'a> {
-    pub fn route(&self) -> &'a snapshot::Route {
+impl Ask<'_> {
+    pub fn route(&self) -> &snapshot::Route {
         &self.local.snapshot.routes[self.route]
     }
 
-    pub fn rules(&self) -> &'a cache::Route {
+    pub fn rules(&self) -> &cache::Route {
         self.route().cache.as_ref().expect("who asks has looked")
     }
 
-    pub fn shared(&self) -> &'a Cache {
+    pub fn shared(&self) -> &Cache {
         &self.local.snapshot.cache
     }
 
-    pub fn counts(&self) -> &'a Lookups {
+    pub fn counts(&self) -> &Lookups {
         &self.local.cells(Some(self.route)).cache
     }
 
-    fn headers(&self) -> &'a HeaderMap {
+    fn headers(&self) -> &HeaderMap {
         &self.parts.headers
     }
 
@@ -144,7 +143,7 @@ impl<'a> Ask<'a> {
 }
 
 /// Answers the request from what is stored, if that can be. `response`: the answer's head, to be filled in.
-pub fn look<'a>(ask: Ask<'a>, response: &mut Response<()>) -> Result<Verdict<'a>, Failure> {
+pub fn look<'a>(ask: &'a Ask<'a>, response: &mut Response<()>) -> Result<Verdict<'a>, Failure> {
     let (rules, headers, query) = (ask.rules(), ask.headers(), ask.parts.uri.query());
     let forward = |why| Ok(Verdict::Forward(why));
     if ask.parts.method != Method::GET && !ask.is_head() {
@@ -161,7 +160,7 @@ pub fn look<'a>(ask: Ask<'a>, response: &mut Response<()>) -> Result<Verdict<'a>
     }
     let asker = rules.asker(headers, query, caching);
     let key = ask.key();
-    let request = Request { ask, key, asker, wish, alone: !rules.may_coalesce(asker) };
+    let request = Request { ask, now: ask.now, key, asker, wish, alone: !rules.may_coalesce(asker) };
     let miss = match request.look(response) {
         Ok(source) => {
             let mut room = request.key.bytes;
@@ -182,7 +181,9 @@ pub fn look<'a>(ask: Ask<'a>, response: &mut Response<()>) -> Result<Verdict<'a>
 
 /// A request between its look-ups.
 pub struct Request<'a> {
-    ask: Ask<'a>,
+    ask: &'a Ask<'a>,
+    /// When it looks.
+    now: Instant,
     key: Key,
     asker: Asker,
     wish: Wish,
@@ -197,7 +198,7 @@ enum Fetched {
     Varies(Arc<[Selector]>),
 }
 
-impl<'a> Request<'a> {
+impl Request<'_> {
     /// Leads a fetch or follows one, until one has brought the answer.
     pub async fn wait(mut self, mut miss: Miss, response: &mut Response<()>) -> Result<Source, Failure> {
         loop {
@@ -220,7 +221,7 @@ impl<'a> Request<'a> {
         let route = ask.rules();
         let miss = |why, stale, selectors| Err(Miss { why, stale, selectors });
         let found = match route.stores {
-            true => ask.shared().store.find(&self.key, ask.headers(), ask.now),
+            true => ask.shared().store.find(&self.key, ask.headers(), self.now),
             false => Found::Nothing,
         };
         let entry = match found {
@@ -234,7 +235,7 @@ impl<'a> Request<'a> {
         if self.asker.authorization && !keyed && !entry.terms.for_everybody {
             return miss(Forward::Request, None, selectors());
         }
-        let (counts, age) = (ask.counts(), entry.age(ask.now));
+        let (counts, age) = (ask.counts(), entry.age(self.now));
         match policy::usable(&entry.terms, age, &self.wish) {
             Use::Fresh => {
                 counts.hits.add(1);
@@ -270,7 +271,7 @@ impl<'a> Request<'a> {
         let selectors = entry.selecting.selectors().clone();
         let (flight_key, _) = self.flight_key(selectors);
         let max_bytes = self.ask.rules().max_entry_bytes;
-        let feed = match flights.join(flight_key, &self.ask.local.fanout, max_bytes, self.ask.now, || false) {
+        let feed = match flights.join(flight_key, &self.ask.local.fanout, max_bytes, self.now, || false) {
             Part::Lead(feed, _) => feed,
             Part::Alone => flights.alone(&self.ask.local.fanout, max_bytes).0,
             Part::Follow(_) | Part::TooLate | Part::Full => return entry.end_refresh(),
@@ -307,7 +308,7 @@ impl<'a> Request<'a> {
             }
             Part::Follow(reader) => reader,
             Part::TooLate => {
-                self.ask.now = Instant::now();
+                self.now = Instant::now();
                 return Ok(Fetched::Again);
             }
             Part::Full => return Err(Failure::TooManyWaiting),
@@ -325,7 +326,7 @@ impl<'a> Request<'a> {
         if !self.ask.rules().stores || self.wish.validate {
             return false;
         }
-        match self.ask.shared().store.find(&self.key, self.ask.headers(), self.ask.now) {
+        match self.ask.shared().store.find(&self.key, self.ask.headers(), self.now) {
             Found::Entry(entry) => {
                 let known = miss.stale.as_ref().is_some_and(|stale| Arc::ptr_eq(stale, &entry));
                 let usable = policy::usable(&entry.terms, entry.age(Instant::now()), &self.wish);
@@ -374,7 +375,7 @@ impl<'a> Request<'a> {
             Answer::Validated(entry) => {
                 count.add(1);
                 let status = forwarded(Some(304), true);
-                let age = entry.age(ask.now);
+                let age = entry.age(self.now);
                 Ok(Fetched::Answered(answers::stored(&entry, age, ask, status, response)))
             }
             Answer::Alone => {

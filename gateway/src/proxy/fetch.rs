@@ -54,7 +54,7 @@ pub struct Fetch {
 }
 
 impl Fetch {
-    pub fn new(ask: Ask<'_>, key: &Key, asker: Asker, wish: Wish, stale: Option<Arc<Entry>>) -> Self {
+    pub fn new(ask: &Ask<'_>, key: &Key, asker: Asker, wish: Wish, stale: Option<Arc<Entry>>) -> Self {
         let route = ask.route();
         let own_host = !route.config.preserve_host || ask.seen.host.is_none();
         let host = own_host.then_some(&ask.local.snapshot.clusters[route.cluster].authority);

@@ -372,7 +372,7 @@ async fn answer(
     let mut past_the_cache = None;
     if route.cache.is_some() {
         let verdict = match announced {
-            Announced::Nothing => cached::look(ask, response)?,
+            Announced::Nothing => cached::look(&ask, response)?,
             Announced::Length(_) | Announced::Chunked => Verdict::Forward(Forward::Method),
         };
         let answered = match verdict {
