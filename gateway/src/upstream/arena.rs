@@ -32,10 +32,9 @@ pub struct Arena {
     names: RefCell<Names>,
 }
 
-/// Names as upstreams write them, each in the one place that its ends and its length give it. An
-/// upstream's answers have the same few names, and finding out what one stands for costs several times
-/// what comparing it does.
-struct Names([Option<Known>; Names::PLACES]);
+/// Names as they are written, each in the one place that its ends give it. Clients and upstreams use the same few
+/// names, and finding out what one stands for costs several times what comparing it does.
+struct Names(Box<[Option<Known>]>);
 
 struct Known {
     written: [u8; Names::LONGEST],
@@ -83,16 +82,13 @@ impl Arena {
 }
 
 impl Names {
-    const PLACES: usize = 64;
+    /// Many for the few, so that hardly two of them want the same one.
+    const PLACES: usize = 512;
     /// Longer ones are not kept.
     const LONGEST: usize = 32;
 
     fn find(&mut self, written: &[u8]) -> Result<HeaderName, InvalidHeaderName> {
-        let length = written.len();
-        let (Some(first), Some(last)) = (written.first(), written.last()) else {
-            return HeaderName::from_bytes(written);
-        };
-        let place = (usize::from(*first) * 7 + usize::from(*last) * 3 + length) % Self::PLACES;
+        let (length, place) = (written.len(), Self::place(written));
         if let Some(known) = &self.0[place]
             && known.written[..known.length] == *written
         {
@@ -106,17 +102,41 @@ impl Names {
         }
         Ok(name)
     }
+
+    /// By the first four letters and the last four, spread by a multiplier of MurmurHash3's.
+    fn place(written: &[u8]) -> usize {
+        const SPREAD: u64 = 0xff51_afd7_ed55_8ccd;
+        let ends = match (written.first_chunk(), written.last_chunk()) {
+            (Some(first), Some(last)) => {
+                u64::from(u32::from_le_bytes(*first)) << 32 | u64::from(u32::from_le_bytes(*last))
+            }
+            _ => written.iter().fold(0, |ends, byte| ends << 8 | u64::from(*byte)),
+        };
+        (ends.wrapping_mul(SPREAD) >> (u64::BITS - Self::PLACES.ilog2())) as usize
+    }
 }
 
 impl Default for Names {
     fn default() -> Self {
-        Self([const { None }; Self::PLACES])
+        Self((0..Self::PLACES).map(|_| None).collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_names_of_a_browser_and_of_its_answers_have_places_of_their_own() {
+        let names = "Host Connection Cache-Control sec-ch-ua sec-ch-ua-mobile sec-ch-ua-platform Cookie Referer \
+            Upgrade-Insecure-Requests User-Agent Accept Accept-Encoding Accept-Language Sec-Fetch-Site Sec-Fetch-Mode \
+            Sec-Fetch-User Sec-Fetch-Dest Content-Type Content-Length Date Server ETag Last-Modified Vary";
+        let names: Vec<&str> = names.split_whitespace().collect();
+        let mut places: Vec<usize> = names.iter().map(|name| Names::place(name.as_bytes())).collect();
+        places.sort_unstable();
+        places.dedup();
+        assert_eq!(places.len(), names.len());
+    }
 
     #[test]
     fn a_name_is_what_it_would_be_without_those_before_it() {
