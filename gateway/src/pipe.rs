@@ -10,6 +10,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -102,13 +103,26 @@ impl Pipes {
     /// `None`: all are in use, or the system has none.
     pub fn lend(&self) -> Option<Lent<'_>> {
         let spare = self.spare.borrow_mut().pop();
-        let pipe = spare.or_else(|| {
-            let left = self.left.get().checked_sub(1)?;
-            let pipe = Pipe::new().ok()?;
-            self.left.set(left);
-            Some(pipe)
-        })?;
+        let pipe = spare.or_else(|| self.make(Pipe::new))?;
         Some(Lent { pipe: Some(pipe), of: self })
+    }
+
+    fn make(&self, pipe: impl FnOnce() -> io::Result<Pipe>) -> Option<Pipe> {
+        let left = self.left.get().checked_sub(1)?;
+        match pipe() {
+            Ok(pipe) => {
+                self.left.set(left);
+                Some(pipe)
+            }
+            Err(error) => {
+                // What there is none of just now there may be later; what is forbidden is not asked for again.
+                let short = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+                if !short.iter().any(|short| Errno::from_io_error(&error) == Some(*short)) {
+                    self.left.set(0);
+                }
+                None
+            }
+        }
     }
 }
 
@@ -183,6 +197,21 @@ mod tests {
             drop(from);
             assert_eq!(poll_fn(|cx| pipe.poll_fill(&source, 1, cx)).await.unwrap(), 0);
         });
+    }
+
+    #[test]
+    fn what_is_forbidden_is_not_asked_for_again() {
+        for (error, is_asked) in [
+            (Errno::MFILE, true),
+            (Errno::NFILE, true),
+            (Errno::NOMEM, true),
+            (Errno::PERM, false),
+            (Errno::NOSYS, false),
+        ] {
+            let pipes = Pipes::at_most(2);
+            assert!(pipes.make(|| Err(error.into())).is_none(), "{error}");
+            assert_eq!(pipes.make(Pipe::new).is_some(), is_asked, "{error}");
+        }
     }
 
     #[test]
