@@ -132,23 +132,31 @@ fn what_is_answered_does_not_depend_on_the_way() {
     let upstream = Upstream::start(answer);
     let gateway = gateway(&upstream);
     let connect = |source| Client::connect_from(source, gateway.address);
+    let head = |target: &str, fields: &str| format!("GET {target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
     for source in [[127, 0, 0, 1], [127, 0, 0, 9]] {
         for target in TARGETS {
-            for fields in FIELDS {
-                let head = format!("GET {target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
-                // What is stored, and what is left of a limit, is to be the same for both.
-                answers(connect(source).send(&head));
-                let before = upstream.requests().len();
-                let alone = answers(connect(source).send(&head));
-                let after = upstream.requests().len();
-                let mut behind = connect(source);
-                behind.send(format!("{FIRST}{head}")).response();
-                let behind = answers(&mut behind);
-                assert_eq!(alone, behind, "{head}");
-                let all = upstream.requests();
-                let alone: Vec<_> = all[before..after].iter().map(told).collect();
-                let behind: Vec<_> = all[after + 1..].iter().map(told).collect();
-                assert_eq!(alone, behind, "{head}");
+            for (place, fields) in FIELDS.iter().enumerate() {
+                let asked = head(target, fields);
+                // What is stored, and what is left of a limit, is to be the same for all.
+                answers(connect(source).send(&asked));
+                // Its answers, and what the upstream was asked for them.
+                let behind = |first: &str| {
+                    let mut client = connect(source);
+                    if !first.is_empty() && client.send(first).response().closes() {
+                        return None;
+                    }
+                    let before = upstream.requests().len();
+                    let answers = answers(client.send(&asked));
+                    Some((answers, upstream.requests()[before..].iter().map(told).collect::<Vec<_>>()))
+                };
+                let alone = behind("");
+                assert_eq!(behind(FIRST), alone, "behind one that hyper read: {asked}");
+                // A connection's next request with the same fields is read in a way of its own.
+                let like_it = behind(&head("/x", fields));
+                assert!(like_it.is_none() || like_it == alone, "{like_it:?} is not {alone:?}: {asked}");
+                let other = FIELDS[(place + 1) % FIELDS.len()];
+                let unlike_it = behind(&head("/x", other));
+                assert!(unlike_it.is_none() || unlike_it == alone, "{unlike_it:?} is not {alone:?}: {asked}");
             }
         }
     }
