@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Modules by floor: one may use those on floors below, and itself. Neighbours on a floor do not
 /// know each other.
 const FLOORS: &[&[&str]] = &[
-    &["path", "pipe", "text", "timer", "metrics", "logging"],
+    &["path", "pipe", "socket", "text", "timer", "metrics", "logging"],
     &["config", "lines"],
     &["access", "route", "upstream", "cache", "limit", "overload", "datapath", "lists"],
     &["snapshot"],

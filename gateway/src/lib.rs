@@ -27,6 +27,7 @@ pub mod reload;
 pub mod route;
 pub mod server;
 pub mod snapshot;
+pub mod socket;
 pub mod text;
 pub mod timer;
 pub mod upkeep;

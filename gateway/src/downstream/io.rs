@@ -19,6 +19,7 @@ use super::framing::Framing;
 use super::ranks::Place;
 use crate::pipe::{Pipe, Pipes};
 use crate::proxy::client::{Client, MAX_QUOTED, Phase};
+use crate::socket;
 use crate::timer::Tick;
 
 /// What a client speaks through.
@@ -184,16 +185,17 @@ impl Io {
         }
         let mut room = self.scratch.head.borrow_mut();
         room.resize(HEAD_BYTES, 0);
-        let mut head = ReadBuf::new(&mut room);
-        ready!(self.poll_read_raw(cx, &mut head))?;
+        let got = match &*self.stream.borrow() {
+            Stream::Tcp(stream) => ready!(socket::poll_recv(stream, cx, &mut room))?,
+        };
         self.ahead.set(false);
-        if head.filled().is_empty() {
+        if got == 0 {
             self.ended.set(true);
         } else {
             self.unseen.set(true);
-            self.count(head.filled().len());
+            self.count(got);
         }
-        Poll::Ready(Ok(self.scratch.keep(head.filled())))
+        Poll::Ready(Ok(self.scratch.keep(&room[..got])))
     }
 
     /// The head that [`Self::poll_head`] gave was a whole request, and `rest` lies behind it.
@@ -324,7 +326,7 @@ impl Io {
 
     fn poll_write_raw(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = match &mut *self.stream.borrow_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tcp(stream) => socket::poll_send(stream, cx, bytes),
         };
         self.wrote(polled)
     }

@@ -7,11 +7,11 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::Body;
-use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
 use super::Error;
 use super::hop::may_trail;
+use crate::socket;
 
 /// A first piece of a body up to this size goes out together with the head.
 const JOINED_BYTES: usize = 16 * 1024;
@@ -141,11 +141,11 @@ where
                 }
             }
             if self.written < self.buffer.len() {
-                let n = ready!(Pin::new(&mut *socket).poll_write(cx, &self.buffer[self.written..]))?;
+                let n = ready!(socket::poll_send(socket, cx, &self.buffer[self.written..]))?;
                 self.written += n;
                 self.sent = true;
             } else if !self.data.is_empty() {
-                let n = ready!(Pin::new(&mut *socket).poll_write(cx, &self.data))?;
+                let n = ready!(socket::poll_send(socket, cx, &self.data))?;
                 self.data.advance(n);
             } else if self.ended {
                 return Poll::Ready(Ok(()));
