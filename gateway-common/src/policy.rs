@@ -130,7 +130,7 @@ pub struct Holder {
 
 /// So long after a refusal of its own connections, which have answered cookies, a source gets no more of them: it is
 /// no claim that it wants too much. Short, for whoever forges its address meanwhile locks it out.
-pub const OVERDRAWN_NS: u64 = 1_000_000_000;
+const OVERDRAWN_NS: u64 = 1_000_000_000;
 
 /// What a bucket is charged with.
 #[repr(u32)]
@@ -151,6 +151,14 @@ pub struct Bucket {
     pub full_at_ns: u64,
     pub refused: u64,
     pub refused_at_ns: u64,
+}
+
+impl Bucket {
+    /// Whether its source was refused within [`OVERDRAWN_NS`].
+    #[inline(always)]
+    pub const fn is_overdrawn(&self, now_ns: u64) -> bool {
+        self.refused != 0 && now_ns.wrapping_sub(self.refused_at_ns) < OVERDRAWN_NS
+    }
 }
 
 impl Policy {

@@ -18,8 +18,8 @@ use gateway_common::maps::{
     MAX_KNOWN, MAX_LISTENERS, MAX_NETWORKS, MAX_PENALTIES, MAX_SOURCES, NEW_SOURCES, SEEDS,
 };
 use gateway_common::policy::{
-    Blocks, Bucket, FOREVER, HAS_ALLOW, HAS_DENY, Holder, Listener, OVERDRAWN_NS, Policy, Port, Rule, SLOTS,
-    Source, TRUSTED,
+    Blocks, Bucket, FOREVER, HAS_ALLOW, HAS_DENY, Holder, Listener, Policy, Port, Rule, SLOTS, Source,
+    TRUSTED,
 };
 use gateway_common::pressure::{self, Word};
 use gateway_common::standing::{Class, Known, Penalty};
@@ -322,10 +322,8 @@ pub fn charge(budget: &Budget, new_sources: Option<&Budget>, holder: &Holder, no
 /// Whether the holder was refused just now.
 #[inline(always)]
 pub fn is_overdrawn(holder: &Holder, now: u64) -> bool {
-    let Some(bucket) = BUCKET.get_ptr(holder) else { return false };
     // SAFETY: as in `penalty`.
-    let Bucket { refused, refused_at_ns, .. } = unsafe { *bucket };
-    refused != 0 && now.wrapping_sub(refused_at_ns) < OVERDRAWN_NS
+    BUCKET.get_ptr(holder).is_some_and(|bucket| unsafe { *bucket }.is_overdrawn(now))
 }
 
 /// Gives the holder a full bucket unless it has one.

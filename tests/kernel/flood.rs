@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
-use crate::process::{LOUD, QUIET, config, start};
+use crate::process::{LOUD, QUIET, config, start, start_controlled};
 
 /// Long enough for a SYN that is sent again after 1, 3 and 7 s.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -165,7 +165,7 @@ fn a_known_client_that_floods_is_no_claim() {
     let network = &answering.network;
     let upstream = network.gateway.run(Upstream::ok);
     let budget = kernel(json!({ "connections_per_second": BUDGET, "burst": BUDGET }));
-    let gateway = start(network, config(&upstream, budget), |_| {});
+    let gateway = start_controlled(network, config(&upstream, budget), |_| {});
     let place = gateway.address;
     assert!(answering.is_served(LOUD, place));
     network.gateway.run(|| {
@@ -173,8 +173,8 @@ fn a_known_client_that_floods_is_no_claim() {
             metrics.get("gateway_kernel_entries", &[("map", "gw_known")]) == Some(1.0)
         });
     });
-    let begin = Instant::now();
-    network.clients.run(|| {
+    let (begin, done) = (Instant::now(), AtomicBool::new(false));
+    let flood = || {
         let mut waiting = VecDeque::new();
         let mut wanted = 0;
         while wanted < WANTED {
@@ -195,6 +195,20 @@ fn a_known_client_that_floods_is_no_claim() {
                 waiting.pop_front();
             }
         }
+        done.store(true, Ordering::Relaxed);
+    };
+    thread::scope(|scope| {
+        let told = scope.spawn(|| {
+            let verdict = || gateway.ask(&["explain", LOUD, "--json"]).json()["kernel"]["verdict"].clone();
+            while !done.load(Ordering::Relaxed) {
+                if verdict() == "over_budget" {
+                    return true;
+                }
+            }
+            false
+        });
+        network.clients.run(flood);
+        assert!(told.join().unwrap(), "`explain` judges as the kernel half does");
     });
     let seconds = begin.elapsed().as_secs_f64();
     assert!(answering.is_served(QUIET, place), "another's connection");

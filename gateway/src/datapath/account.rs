@@ -70,7 +70,9 @@ pub fn read(
     let class = known.filter(|known| known.until_ns > now).map_or(Class::Unknown, |known| {
         Class::ALL.into_iter().find(|class| *class as u32 == known.class).unwrap_or(Class::Unknown)
     });
-    let bucket: Option<Bucket> = held(bpf, BUCKET, Holder::new(address, policy.epoch, Charged::Requests))?;
+    let bucket_of = |charged| held(bpf, BUCKET, Holder::new(address, policy.epoch, charged));
+    let (bucket, own): (Option<Bucket>, Option<Bucket>) =
+        (bucket_of(Charged::Requests)?, bucket_of(Charged::Connections)?);
     let bucket = bucket.unwrap_or(Bucket { full_at_ns: Budget::full(now), ..Bucket::default() });
     let budget = if penalty.is_some() { policy.budget.slowed(SLOWED_BY) } else { policy.budget };
     let left = budget.left(bucket.full_at_ns, now);
@@ -81,6 +83,7 @@ pub fn read(
     let is_shed =
         Word::read(word(SHED + class as u32)?, now).is_some_and(|word| word.sheds(&policy.shed_key, &client));
     let could_answer = object::has_cookies() && policy.has(MAY_SEND_COOKIES);
+    let is_claim = class != Class::Unknown && !own.is_some_and(|own| own.is_overdrawn(now));
 
     let (verdict, network, refused) = if holds(&allow) {
         (Verdict::Allowed, around(&config.allow, &config.allow_listed, source, now), 0)
@@ -90,7 +93,7 @@ pub fn read(
         (Verdict::Allowed, around(&config.trusted, &[], source, now), 0)
     } else if let Some(penalty) = penalty.filter(|penalty| penalty.level == BLOCKED || left == 0) {
         (Verdict::Penalised, None, penalty.hits)
-    } else if left == 0 && !(could_answer && class != Class::Unknown) {
+    } else if left == 0 && !(could_answer && is_claim) {
         (Verdict::OverBudget, None, bucket.refused)
     } else if is_shed {
         (Verdict::Shed, None, bucket.refused)
