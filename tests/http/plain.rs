@@ -198,3 +198,20 @@ fn requests_of_both_kinds_take_turns() {
         }
     }
 }
+
+/// A connection's fields that were read before a reload have to keep to what holds after it.
+#[test]
+fn a_bound_that_a_reload_narrows_holds_for_known_fields_too() {
+    let upstream = Upstream::start(answer);
+    let config = |most: usize| json!({ "routes": [{ "path": "/", "backend": upstream.url() }], "head": { "max_headers": most } });
+    let gateway = Gateway::start(config(4));
+    let mut client = gateway.connect();
+    let request = "GET /x HTTP/1.1\r\nHost: a\r\nA: 1\r\nB: 2\r\nC: 3\r\n\r\n";
+    for _ in 0..3 {
+        assert_eq!(client.send(request).response().text(), "/x");
+    }
+    gateway.write(config(3));
+    gateway.log.wait_for("configuration reloaded");
+    assert_eq!(client.send(request).response().status(), 431);
+    client.expect_closed();
+}

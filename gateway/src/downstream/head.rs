@@ -30,7 +30,7 @@ pub struct Head {
     /// The client asks for no more after this.
     pub last: bool,
     /// Bytes of the head.
-    pub length: usize,
+    length: usize,
     /// The fields as they came, the blank line included; empty: there are none yet.
     fields: Bytes,
     arena: Rc<Arena>,
@@ -43,30 +43,50 @@ impl Head {
         Self { parts, seen, last: false, length: 0, fields, arena: arena.clone() }
     }
 
+    /// Takes in the head at the front of `bytes` if its fields are those of the last; its length. `keep` has its target
+    /// outlast `bytes`.
+    pub fn take(&mut self, bytes: &[u8], keep: impl FnOnce(&[u8]) -> Bytes) -> Option<usize> {
+        let line = line_of(bytes)?;
+        if self.fields.is_empty() || !bytes[line..].starts_with(&self.fields) {
+            return None;
+        }
+        self.ask_for(keep(target_of(&bytes[..line])?))?;
+        self.length = line + self.fields.len();
+        Some(self.length)
+    }
+
     /// Reads the plain request at the front of `bytes`; `None`: what stands there is something else, or not all of it
     /// has come.
-    pub fn read(&mut self, bytes: &Bytes, bounds: &HeadLimits) -> Option<()> {
-        // An absolute path: whatever else a target can be is rare.
-        if !bytes.starts_with(b"GET /") {
-            return None;
+    pub fn read(&mut self, bytes: &Bytes) -> Option<usize> {
+        if let Some(length) = self.take(bytes, |target| bytes.slice_ref(target)) {
+            return Some(length);
         }
-        let line = memchr::memchr(b'\n', bytes)? + 1;
-        let are_known = !self.fields.is_empty() && bytes[line..].starts_with(&self.fields);
-        let target = match target_of(&bytes[..line]).filter(|_| are_known) {
-            Some(target) => target,
-            None => self.parse(bytes, line)?,
-        };
+        let line = line_of(bytes)?;
+        let target = self.parse(bytes, line)?;
+        self.ask_for(bytes.slice_ref(target))?;
         self.length = line + self.fields.len();
-        if self.length > bounds.max_bytes || self.parts.headers.len() > bounds.max_headers {
-            return None;
-        }
-        let path = PathAndQuery::from_maybe_shared(bytes.slice_ref(target)).ok()?;
+        Some(self.length)
+    }
+
+    fn ask_for(&mut self, target: Bytes) -> Option<()> {
+        let length = target.len();
+        let path = PathAndQuery::from_maybe_shared(target).ok()?;
         // A fragment has no place in a target.
-        if path.as_str().len() != target.len() {
+        if path.as_str().len() != length {
             return None;
         }
         self.parts.uri = Uri::from(path);
         Some(())
+    }
+
+    pub fn keeps_to(&self, bounds: &HeadLimits) -> bool {
+        self.length <= bounds.max_bytes && self.parts.headers.len() <= bounds.max_headers
+    }
+
+    /// The head once more, for another reader.
+    pub fn text(&self) -> Bytes {
+        let target = self.parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        [b"GET ", target.as_bytes(), b" HTTP/1.1\r\n", &self.fields].concat().into()
     }
 
     /// Has the parser read all of the head, whose first line has `line` bytes; its target.
@@ -108,6 +128,11 @@ impl Head {
         self.fields = bytes.slice(part);
         Some(())
     }
+}
+
+/// Bytes of the first line, if it asks for an absolute path: whatever else a target can be is rare.
+fn line_of(bytes: &[u8]) -> Option<usize> {
+    bytes.starts_with(b"GET /").then(|| memchr::memchr(b'\n', bytes))?.map(|end| end + 1)
 }
 
 /// What a line asks for. The parser ends a target at a space, and at what cannot stand in one; who reads it as a path
@@ -162,7 +187,7 @@ mod tests {
 
     fn read(stream: impl AsRef<[u8]>) -> Option<Head> {
         let mut head = Head::new(&Rc::default());
-        head.read(&Bytes::copy_from_slice(stream.as_ref()), &BOUNDS)?;
+        head.read(&Bytes::copy_from_slice(stream.as_ref())).filter(|_| head.keeps_to(&BOUNDS))?;
         Some(head)
     }
 
@@ -245,16 +270,22 @@ mod tests {
         ];
         let all = lines.iter().flat_map(|line| fields.map(|fields| format!("{line}{fields}").into_bytes()));
         let all: Vec<Vec<u8>> = all.collect();
+        let asked = |head: &Head| (head.parts.uri.clone(), head.parts.headers.clone(), head.last);
         let told = |head: &Head| {
             let fields = head.parts.headers.clone();
             (head.parts.uri.clone(), fields, head.length, head.last, head.seen.clone())
         };
         let check = |before: &[u8], stream: &[u8]| {
             let mut head = Head::new(&Rc::default());
-            let _ = head.read(&Bytes::copy_from_slice(before), &BOUNDS);
-            let again = head.read(&Bytes::copy_from_slice(stream), &BOUNDS).map(|()| told(&head));
+            let _ = head.read(&Bytes::copy_from_slice(before));
+            let read_again = head.read(&Bytes::copy_from_slice(stream));
+            let again = read_again.filter(|_| head.keeps_to(&BOUNDS)).map(|_| told(&head));
             let (first, what) = (read(stream), stream.escape_ascii());
             assert_eq!(again, first.as_ref().map(told), "{what} after {}", before.escape_ascii());
+            // Whoever else reads it reads the same.
+            if first.is_some() {
+                assert_eq!(read(head.text()).as_ref().map(asked), first.as_ref().map(asked), "{what}");
+            }
         };
         for before in &all {
             all.iter().for_each(|stream| check(before, stream));
@@ -268,9 +299,9 @@ mod tests {
         // A bound that has become narrower in between holds.
         let mut head = Head::new(&Rc::default());
         let stream = Bytes::from_static(b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n\r\n");
-        assert!(head.read(&stream, &BOUNDS).is_some());
+        assert!(head.read(&stream).is_some() && head.keeps_to(&BOUNDS));
         for bounds in [HeadLimits { max_headers: 1, ..BOUNDS }, HeadLimits { max_bytes: 30, ..BOUNDS }] {
-            assert!(head.read(&stream, &bounds).is_none());
+            assert!(head.read(&stream).is_some() && !head.keeps_to(&bounds));
         }
     }
 

@@ -85,6 +85,16 @@ pub struct Io {
     pub park: Cell<bool>,
 }
 
+/// What was read for somebody who looks at heads himself.
+pub enum Came {
+    /// The client sends no more.
+    End,
+    /// A head that he has taken in, and this behind it.
+    Whole(Bytes),
+    /// All of it is his to look at.
+    Bytes(Bytes),
+}
+
 /// hyper's side of an [`Io`].
 pub struct Half(pub Rc<Io>);
 
@@ -101,8 +111,8 @@ impl Scratch {
         Self { pipes: Pipes::at_most(pipes), ..Self::default() }
     }
 
-    /// `head` for as long as somebody needs it.
-    fn keep(&self, head: &[u8]) -> Bytes {
+    /// A head, or a part of one, for as long as somebody needs it.
+    pub fn keep(&self, head: &[u8]) -> Bytes {
         if head.len() > BLOCK_BYTES / 4 {
             return Bytes::copy_from_slice(head);
         }
@@ -177,11 +187,16 @@ impl Io {
         self.put_back(bytes);
     }
 
-    /// What has come, up to the length of most heads, for somebody who looks at it himself; empty: the end of it.
-    pub fn poll_head(&self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    /// What has come, up to the length of most heads, for somebody who looks at it himself. `take` may take in a head where
+    /// it was read, and says how long that is.
+    pub fn poll_head(
+        &self,
+        cx: &mut Context<'_>,
+        take: impl FnOnce(&[u8]) -> Option<usize>,
+    ) -> Poll<io::Result<Came>> {
         let unread = self.unread.take();
         if !unread.is_empty() {
-            return Poll::Ready(Ok(unread));
+            return Poll::Ready(Ok(Came::Bytes(unread)));
         }
         let mut room = self.scratch.head.borrow_mut();
         room.resize(HEAD_BYTES, 0);
@@ -191,14 +206,18 @@ impl Io {
         self.ahead.set(false);
         if got == 0 {
             self.ended.set(true);
-        } else {
-            self.unseen.set(true);
-            self.count(got);
+            return Poll::Ready(Ok(Came::End));
         }
-        Poll::Ready(Ok(self.scratch.keep(&room[..got])))
+        self.unseen.set(true);
+        self.count(got);
+        Poll::Ready(Ok(match take(&room[..got]) {
+            Some(length) if length == got => Came::Whole(Bytes::new()),
+            Some(length) => Came::Whole(self.scratch.keep(&room[length..got])),
+            None => Came::Bytes(self.scratch.keep(&room[..got])),
+        }))
     }
 
-    /// The head that [`Self::poll_head`] gave was a whole request, and `rest` lies behind it.
+    /// What [`Self::poll_head`] gave was the head of a whole request, and `rest` lies behind it.
     pub fn head_was_whole(&self, rest: Bytes) {
         // What came before ends here, too.
         self.framing.borrow_mut().skip();
@@ -522,72 +541,5 @@ impl AsyncWrite for Half {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::timer::{TICK, Wheel};
-    use std::future::{Future, poll_fn};
-    use std::pin::pin;
-    use std::time::Instant;
-    use tokio::io::AsyncReadExt;
-    use tokio::net::TcpListener;
-
-    /// An `Io` that nobody reads from yet, and the other end.
-    async fn connected(wheel: &Rc<Wheel>) -> (Rc<Io>, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let reader = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (stream, peer) = listener.accept().await.unwrap();
-        let task = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-        let client = Client::new(peer, wheel, TICK, &task);
-        (Io::new(stream, client, Rc::default()), reader)
-    }
-
-    #[tokio::test]
-    async fn a_head_that_the_socket_takes_in_part_is_written_to_its_end() {
-        // More than the socket buffers of both ends hold, in front of what hyper has written and behind it.
-        let many = 64 << 20;
-        for (lines, body) in [(many, 10), (10, 10), (10, many)] {
-            let (io, mut reader) = connected(&Wheel::new(Instant::now())).await;
-            let (lines, body) = ("l".repeat(lines), "b".repeat(body));
-            *io.client.lines.borrow_mut() = lines.clone().into_bytes();
-            let status = "HTTP/1.1 200 OK\r\n";
-            let (head, want) =
-                (format!("{status}a: b\r\n\r\n"), format!("{status}{lines}a: b\r\n\r\n{body}"));
-            let hyper = [head.as_bytes(), body.as_bytes()];
-            let write = async {
-                let mut half = Half(io.clone());
-                let mut written = 0;
-                while written < head.len() + body.len() {
-                    let left = [
-                        hyper[0].get(written..).unwrap_or_default(),
-                        &hyper[1][written.saturating_sub(head.len())..],
-                    ];
-                    let left: Vec<_> =
-                        left.into_iter().filter(|piece| !piece.is_empty()).map(IoSlice::new).collect();
-                    written +=
-                        poll_fn(|cx| Pin::new(&mut half).poll_write_vectored(cx, &left)).await.unwrap();
-                }
-                poll_fn(|cx| io.poll_write_before(cx)).await.unwrap();
-            };
-            let mut got = vec![0; want.len()];
-            let (read, ()) = tokio::join!(reader.read_exact(&mut got), write);
-            assert_eq!(read.unwrap(), want.len());
-            assert!(got == want.as_bytes());
-        }
-    }
-
-    /// A refusal is written like this, after hyper has gone.
-    #[tokio::test]
-    async fn a_client_that_does_not_read_is_waited_for_until_the_deadline() {
-        // More than the socket buffers of both ends hold.
-        let bytes = vec![b'x'; 64 << 20];
-        let started = Instant::now();
-        let wheel = Wheel::new(started);
-        let (io, _reader) = connected(&wheel).await;
-        let client = io.client.clone();
-        client.timer.arm(client.timer.now().plus(TICK));
-        let mut written = pin!(io.write_all(&bytes, || !client.timer.expired()));
-        assert!(poll_fn(|cx| Poll::Ready(written.as_mut().poll(cx))).await.is_pending());
-        wheel.advance(started + 4 * TICK);
-        assert_eq!(written.await.unwrap_err().kind(), io::ErrorKind::TimedOut);
-    }
-}
+#[path = "io_tests.rs"]
+mod tests;

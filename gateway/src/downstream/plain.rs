@@ -16,7 +16,7 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body::Body as _;
 
 use super::head::{self, Head};
-use super::io::Io;
+use super::io::{Came, Io};
 use crate::pipe::{self, Pipe};
 use crate::proxy::client::Phase;
 use crate::proxy::{Body, Heads, Local, Proxy};
@@ -37,25 +37,33 @@ pub async fn serve(proxy: &Rc<Proxy>, io: &Rc<Io>) -> Turn {
     // Emptied as it goes out, for the next.
     let mut response = Response::new(());
     loop {
-        let Ok(mut bytes) = poll_fn(|cx| io.poll_head(cx)).await else { return Turn::Aborted };
-        if bytes.is_empty() {
-            return Turn::Finished;
-        }
+        let came =
+            poll_fn(|cx| io.poll_head(cx, |bytes| head.take(bytes, |part| io.scratch.keep(part)))).await;
+        let rest = match came {
+            Ok(Came::Whole(rest)) => rest,
+            Ok(Came::Bytes(mut bytes)) => match head.read(&bytes) {
+                Some(length) => bytes.split_off(length),
+                None => {
+                    io.put_back(bytes);
+                    return Turn::Hyper(None);
+                }
+            },
+            Ok(Came::End) => return Turn::Finished,
+            Err(_) => return Turn::Aborted,
+        };
         let local = proxy.local();
-        let bounds = &local.snapshot.config.head;
-        if head.read(&bytes, bounds).is_none() {
-            io.put_back(bytes);
+        if !head.keeps_to(&local.snapshot.config.head) {
+            io.put_back([head.text(), rest].concat().into());
             return Turn::Hyper(None);
         }
-        io.head_was_whole(bytes.split_off(head.length));
+        io.head_was_whole(rest);
         io.client.phase.set(Phase::Received);
         let heads = Heads { parts: &mut head.parts, seen: &mut head.seen, response: &mut response };
         let body = proxy.respond(&local, &io.client, heads, None).await;
         let Some(length) = length_of(response.status(), &body) else {
-            io.read_again(bytes);
+            io.read_again(head.text());
             return Turn::Hyper(Some(Box::new(response.map(|()| body))));
         };
-        drop(bytes);
         if head.last {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
