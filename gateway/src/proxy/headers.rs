@@ -251,6 +251,9 @@ pub fn toward_downstream(headers: &mut HeaderMap, version: Version, id: &Request
     headers.insert(X_REQUEST_ID, id.value());
 }
 
+/// `Via`, `Date` and an identifier of our own.
+const OWN_LINES_BYTES: usize = 128;
+
 /// The same, with what need not be among the upstream's fields as lines: a map takes several times as long to be put
 /// into and written.
 pub fn write_downstream(
@@ -260,6 +263,8 @@ pub fn write_downstream(
     id: &RequestId,
     date: &HeaderValue,
 ) {
+    // On a connection's first request at once, and not by doubling.
+    lines.reserve(OWN_LINES_BYTES);
     let (mut has_via, mut has_date, mut has_id) = (false, false, false);
     for name in headers.keys() {
         match *name {
