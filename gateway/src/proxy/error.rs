@@ -94,6 +94,8 @@ impl Failure {
         lines.clear();
         let Answer { status, body, closes } = self.answer(wants, request_id, date, &mut lines);
         exchange.answer(status);
+        // Nothing of an answer that may have been begun goes out with it.
+        response.headers_mut().clear();
         *response.status_mut() = status;
         if last || closes {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
