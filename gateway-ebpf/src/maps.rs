@@ -181,11 +181,21 @@ pub fn may_answer(now: u64) -> bool {
     with_cookies() && Word::read(state(pressure::ARMED), now).is_some()
 }
 
-/// Whether the source's class is shed just now, and the source with it.
+/// Whether the source's class is shed just now, and the source with it. Most sources are shed in no class, and those
+/// need not be looked up.
 #[inline(always)]
 pub fn sheds(key: &[u64; 2], source: &Address, now: u64) -> bool {
-    let place = pressure::SHED + class(source, now) as u32;
-    Word::read(state(place), now).is_some_and(|word| word.sheds(key, source))
+    let shed_in = |class: &Class| {
+        let word = Word::read(state(pressure::SHED + *class as u32), now);
+        word.is_some_and(|word| word.sheds(key, source))
+    };
+    let classes = Class::ALL.iter().filter(|class| shed_in(class)).fold(0, |all, class| all | bit(*class));
+    classes != 0 && classes & bit(class(source, now)) != 0
+}
+
+#[inline(always)]
+fn bit(class: Class) -> u32 {
+    1 << class as u32
 }
 
 #[inline(always)]

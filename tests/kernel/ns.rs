@@ -1,5 +1,6 @@
 //! `cargo run --release -p gateway-tests --bin kernel-ns`: nanoseconds per verdict, beside the bare cost of
-//! an XDP program that answers without looking. As root; touches no interface.
+//! an XDP program that answers without looking; with an argument, those rows whose names have it in them. As root;
+//! touches no interface.
 //!
 //! Each row is the least of many short runs of BPF_PROG_TEST_RUN over one packet, which stays in the cache, and what
 //! that is over the bare program's in between: what else the machine does makes all of them slower, and none faster.
@@ -49,10 +50,12 @@ fn main() -> Result<()> {
         let time = least(&(0..RUNS).map(|_| repeat(program, &v4().bytes())).collect::<Result<Vec<_>>>()?);
         println!("| {name:<44} | {:>5} | {:>9} | {:>5} |", time.as_nanos(), "", "");
     }
+    let part = std::env::args().nth(1).unwrap_or_default();
+    let wanted = |row: &(Row, Prepare)| row.0.0.contains(&part);
     let nothing: Prepare = |_| Ok(());
     let plain = rows().into_iter().map(|row| (row, nothing));
     for ((name, policy, packet, verdict), prepare) in
-        plain.chain([(all_in_use(), others_penalised as Prepare)])
+        plain.chain([(all_in_use(), others_penalised as Prepare)]).filter(wanted)
     {
         let measure =
             |entry| measure(&policy, prepare, &listeners, entry, &packet, verdict, &bare).context(name);
@@ -60,9 +63,8 @@ fn main() -> Result<()> {
         let name = format!("{}: {name}", verdict.row().name);
         println!("| {name:<44} | {:>5} | {over:>+9} | {:>5} |", xdp.as_nanos(), tc.as_nanos());
     }
-    for (row, prepare) in [(many_denied(), nothing), (admitted(), nothing), (all_in_use(), others_penalised)]
-    {
-        let (name, policy, packet, verdict) = row;
+    let in_turn = [(many_denied(), nothing), (admitted(), nothing), (all_in_use(), others_penalised)];
+    for ((name, policy, packet, verdict), prepare) in in_turn.into_iter().filter(wanted) {
         let (each, over) = rotate(&policy, prepare, &listeners, &packet, verdict, &bare).context(name)?;
         let name = format!("{}: {name}, 4,096 sources", verdict.row().name);
         println!("| {name:<44} | {:>5} | {over:>+9} | {:>5} |", each.as_nanos(), "");
