@@ -1,7 +1,7 @@
 //! Bodies of both directions: framing, trailers, back-pressure.
 
 use std::io::Read;
-use std::sync::{Mutex, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use gateway_tests::client::{Client, get};
@@ -200,6 +200,35 @@ fn a_long_response_arrives_whole_in_whatever_pieces() {
         }
         assert_eq!(upstream.connections() - before, 1);
     }
+}
+
+/// A worker has 64 pipes; who finds none of them free is served by copying.
+#[test]
+fn more_long_responses_than_there_are_pipes_arrive_whole() {
+    const PIPES: usize = 64;
+    const LENGTH: usize = 6 * MIB;
+    let body = Arc::new(pattern(LENGTH));
+    let sent = body.clone();
+    let upstream = Upstream::start(move |mut conn| {
+        conn.request();
+        conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n"));
+        conn.send(&*sent);
+    });
+    let gateway = Gateway::single(&upstream);
+    let idle = gateway.pipes();
+    let mut clients: Vec<_> = (0..PIPES + 16).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send(get("/"));
+        assert_eq!(client.head().status(), 200);
+    }
+    // Nobody reads on, so whoever has a pipe keeps it.
+    gateway.wait_for_metrics("every pipe in use", |_| gateway.pipes() - idle == 2 * PIPES);
+    for client in &mut clients {
+        let mut got = vec![0; LENGTH];
+        client.reader.read_exact(&mut got).expect("the whole body");
+        assert!(got == *body);
+    }
+    assert_eq!(gateway.pipes() - idle, 2 * PIPES, "they wait for other bodies");
 }
 
 #[test]

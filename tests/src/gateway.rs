@@ -254,7 +254,18 @@ impl Gateway {
 
     /// How many descriptors it has open.
     pub fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").count()
+        self.opened().count()
+    }
+
+    /// How many of them are ends of pipes.
+    pub fn pipes(&self) -> usize {
+        self.opened().filter(|file| file.to_string_lossy().starts_with("pipe:")).count()
+    }
+
+    /// What its descriptors are of. One may be closed while they are read.
+    fn opened(&self) -> impl Iterator<Item = PathBuf> {
+        let all = fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs");
+        all.map(|entry| entry.ok().and_then(|entry| fs::read_link(entry.path()).ok()).unwrap_or_default())
     }
 
     /// Ends it and starts it again on the same files; `prepare` may change them in between.
