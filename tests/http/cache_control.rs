@@ -56,6 +56,7 @@ const TABLE: &[(&str, &[Step])] = &[
     ("4.2.1", &[("", "Cache-Control: max-age=0, s-maxage=60", Miss), ("", "", Hit)]),
     ("4.2.1", &[("", "Cache-Control: max-age=60, s-maxage=0", Miss), ("", "", Miss)]),
     ("4.2.1", &[("", "Expires: @60\nDate: @0", Miss), ("", "", Hit)]),
+    ("4.2: in any case", &[("", "Expires: SUN, 06 nOV 2095 08:49:37 gmt", Miss), ("", "", Hit)]),
     ("4.2.1", &[("", "Expires: @0\nDate: @0", Miss), ("", "", Miss)]),
     ("4.2.1", &[("", "Expires: @-60\nDate: @0", Miss), ("", "", Miss)]),
     ("4.2.1", &[("", "Cache-Control: max-age=60\nExpires: @-60\nDate: @0", Miss), ("", "", Hit)]),
@@ -158,6 +159,7 @@ const TABLE: &[(&str, &[Step])] = &[
         "4.3.2: a miss too",
         &[("If-None-Match: \"a\"", "Cache-Control: max-age=60\nETag: \"a\"", Status(304)), ("", "", Hit)],
     ),
+    ("4.3.2: nothing stored", &[("If-Modified-Since: @60", "Cache-Control: no-store\nDate: @0", Miss)]),
     // Variants, §4.1.
     ("4.1", &[("Foo: 1", "Cache-Control: max-age=60\nVary: Foo", Miss), ("Foo: 1", "", Hit)]),
     ("4.1", &[("Foo: 1", "Cache-Control: max-age=60\nVary: Foo", Miss), ("Foo: 2", "", Miss)]),
@@ -182,6 +184,30 @@ const TABLE: &[(&str, &[Step])] = &[
     ("4.4", &[("", "Cache-Control: max-age=60", Miss), ("OPTIONS|", "", Miss), ("", "", Hit)]),
     // Other methods and parts, §4.3.5, §3.3.
     ("4.3.5", &[("", "Cache-Control: max-age=60", Miss), ("HEAD|", "", Hit)]),
+    (
+        "4.3.5: it still holds",
+        &[
+            ("", "Cache-Control: max-age=0\nETag: \"a\"", Miss),
+            ("HEAD|", "Cache-Control: max-age=60\nETag: \"a\"", Miss),
+            ("", "", Hit),
+        ],
+    ),
+    (
+        "4.3.5: another by now",
+        &[
+            ("", "Cache-Control: max-age=60\nETag: \"a\"", Miss),
+            ("HEAD|Cache-Control: no-cache", "Cache-Control: max-age=60\nETag: \"b\"", Miss),
+            ("", "", Miss),
+        ],
+    ),
+    (
+        "4.3.5: not of everybody's",
+        &[
+            ("", "Cache-Control: max-age=60\nETag: \"a\"", Miss),
+            ("HEAD|Authorization: x", "Cache-Control: max-age=60\nETag: \"b\"", Miss),
+            ("", "", Hit),
+        ],
+    ),
     ("3.3", &[("", "Cache-Control: max-age=60", Miss), ("Range: bytes=0-0", "", Status(206))]),
     ("3.3", &[("", "Cache-Control: max-age=60", Miss), ("Range: bytes=9-", "", Status(416))]),
     ("3.3", &[("Range: bytes=0-0", "206|Cache-Control: max-age=60", Miss), ("", "", Miss)]),

@@ -153,6 +153,39 @@ fn followers_get_bytes_as_they_come() {
 }
 
 #[test]
+fn interim_responses_go_to_the_client_whose_request_was_sent() {
+    let gates = [Gate::default(), Gate::default()];
+    let opened = gates.clone();
+    let upstream = Upstream::start(move |mut conn| {
+        while conn.request().is_some() {
+            conn.send("HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n");
+            opened[0].wait();
+            conn.send("HTTP/1.1 102 Processing\r\n\r\n");
+            opened[1].wait();
+            conn.send("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 5\r\n\r\nfinal");
+        }
+    });
+    let gateway = cached(&upstream, json!({}));
+    let (mut leader, mut follower) = (gateway.connect(), gateway.connect());
+    leader.send(get("/"));
+    let hints = leader.response();
+    assert_eq!((hints.status(), hints.field("link")), (103, Some("</a.css>")));
+    follower.send(get("/"));
+    wait_for_waiters(&gateway, 2);
+    gates[0].open();
+    assert_eq!(leader.response().status(), 102);
+    gates[1].open();
+    for client in [&mut leader, &mut follower] {
+        let answer = client.response();
+        assert_eq!((answer.status(), answer.text().as_str(), answer.field("link")), (200, "final", None));
+    }
+    // What is stored is the final one, and HTTP/1.0 knows no other (RFC 9110 §15.2).
+    assert_eq!(follower.get("/").status(), 200);
+    let mut old = gateway.connect();
+    assert_eq!(old.send("GET /old HTTP/1.0\r\nHost: a\r\n\r\n").response().status(), 200);
+}
+
+#[test]
 fn a_failing_backend_is_asked_twice() {
     let gate = Gate::default();
     let upstream = Upstream::start({

@@ -14,12 +14,13 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use super::control;
 use super::policy::date;
 
-/// Whether the client has the response already. `received`: when it came, for one without dates.
+/// Whether the client has the response already. `stored`: when it came, of one that is stored; such a one without
+/// `Last-Modified` goes by its date, and any other by nothing (RFC 9110 §13.1.3).
 pub fn not_modified(
     request: &HeaderMap,
     status: StatusCode,
     response: &HeaderMap,
-    received: SystemTime,
+    stored: Option<SystemTime>,
 ) -> bool {
     // RFC 9110 §13.2.1: a precondition is for what would otherwise succeed.
     if status != StatusCode::OK {
@@ -33,8 +34,8 @@ pub fn not_modified(
         return control::all_members(request, IF_NONE_MATCH).any(any);
     }
     let Some(since) = date(request, IF_MODIFIED_SINCE) else { return false };
-    let modified = date(response, LAST_MODIFIED).or_else(|| date(response, DATE)).unwrap_or(received);
-    modified <= since
+    let dated = || stored.map(|received| date(response, DATE).unwrap_or(received));
+    date(response, LAST_MODIFIED).or_else(dated).is_some_and(|modified| modified <= since)
 }
 
 /// Whether a range may be taken from the response: there is no `If-Range`, or it names this one
@@ -105,10 +106,12 @@ mod tests {
             (&format!("if-none-match: \"a\"\nif-modified-since: {T1}"), &dated, true, "13.2.2"),
         ] {
             let (request, response) = (headers(request), headers(response));
-            let received = httpdate::parse_http_date(T2).unwrap();
+            let received = Some(httpdate::parse_http_date(T2).unwrap());
             let found = not_modified(&request, StatusCode::OK, &response, received);
             assert_eq!(found, want, "{request:?} {response:?} (RFC 9110 {section})");
             assert!(!not_modified(&request, StatusCode::NOT_FOUND, &response, received), "RFC 9110 13.2.1");
+            let fresh = not_modified(&request, StatusCode::OK, &response, None);
+            assert_eq!(fresh, want && !section.contains("4.3.2"), "{request:?} {response:?} not stored");
         }
     }
 

@@ -113,6 +113,8 @@ pub struct Flight {
 }
 
 struct State {
+    /// What the upstream said before its answer, and the leader has not been given yet.
+    interim: Vec<u8>,
     answer: Option<Answer>,
     pieces: VecDeque<Held>,
     /// Index of the first piece held.
@@ -172,6 +174,8 @@ pub struct Reader {
 /// What a reader that waits for an answer is given.
 pub enum Turn {
     Answer(Answer),
+    /// Heads of interim responses to its own request; the answer is still to come.
+    Interim(Vec<u8>),
     /// Its own request is to be sent: the feed is for what comes of it.
     Lead(Feed),
 }
@@ -207,6 +211,7 @@ pub enum Piece {
 impl Flight {
     pub fn new(flights: Arc<Flights>, key: Option<Key>, max_bytes: usize) -> Arc<Self> {
         let state = State {
+            interim: Vec::new(),
             answer: None,
             pieces: VecDeque::new(),
             first: 0,
@@ -274,6 +279,15 @@ impl Flight {
 }
 
 impl Feed {
+    /// Heads of interim responses (RFC 9110 §15.2). They are for the one whose request was sent, if he is still there.
+    pub fn interim(&self, heads: &[u8]) {
+        let mut state = self.flight.lock();
+        if state.leader {
+            state.interim.extend_from_slice(heads);
+            self.flight.tell(state);
+        }
+    }
+
     /// The answer for everybody; with a head, pieces and an end follow. `keep`: the body is to be held whole.
     pub fn answer(&self, answer: Answer, keep: bool) {
         let mut state = self.flight.lock();
@@ -463,6 +477,9 @@ impl Reader {
             (state.leader, self.leads) = (true, true);
             drop(state);
             return Poll::Ready(Turn::Lead(Feed { flight: self.flight.clone() }));
+        }
+        if self.leads && !state.interim.is_empty() {
+            return Poll::Ready(Turn::Interim(std::mem::take(&mut state.interim)));
         }
         let Some(answer) = state.answer.clone() else {
             state.waiting[self.fanout.worker] = true;

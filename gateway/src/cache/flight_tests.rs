@@ -78,6 +78,7 @@ fn turn(reader: &mut Reader) -> &'static str {
             std::mem::forget(feed);
             "leads"
         }
+        Poll::Ready(Turn::Interim(_)) => "interim",
         Poll::Ready(Turn::Answer(Answer::Head(_))) => "head",
         Poll::Ready(Turn::Answer(Answer::Validated(_))) => "validated",
         Poll::Ready(Turn::Answer(Answer::Alone)) => "alone",
@@ -137,6 +138,30 @@ fn what_is_not_for_everybody_is_the_leader_s() {
     drop(joined);
     rig.flights.unmark(7);
     assert!(matches!(rig.join("x", 0), Part::Lead(..)));
+}
+
+#[test]
+fn interim_responses_are_for_who_leads() {
+    let rig = rig(2);
+    let (mut feed, mut leader) = rig.lead("x");
+    let mut follower = rig.follow("x", 1);
+    feed.interim(b"1");
+    feed.interim(b"2");
+    let mut cx = Context::from_waker(Waker::noop());
+    let Poll::Ready(Turn::Interim(heads)) = leader.poll_turn(&mut cx, &HeaderMap::new()) else {
+        panic!("they come before the answer");
+    };
+    assert_eq!(heads, b"12");
+    assert_eq!((turn(&mut leader), turn(&mut follower)), ("waits", "waits"));
+    feed.interim(b"3");
+    feed.part();
+    feed.answer(head(Sharing::Failure { allowed: true }), true);
+    assert_eq!((turn(&mut leader), turn(&mut follower)), ("head", "leads"));
+    let (feed, leader) = rig.lead("y");
+    let mut follower = rig.follow("y", 0);
+    drop(leader);
+    feed.interim(b"1");
+    assert_eq!(turn(&mut follower), "waits");
 }
 
 #[test]

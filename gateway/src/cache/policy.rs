@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::header::{AGE, DATE, ETAG, EXPIRES, LAST_MODIFIED, PRAGMA, SET_COOKIE, VARY};
+use http::header::{AGE, CONTENT_LENGTH, DATE, ETAG, EXPIRES, LAST_MODIFIED, PRAGMA, SET_COOKIE, VARY};
 use http::{HeaderMap, HeaderName, Method, StatusCode};
 
 use super::control::{self, Directives};
@@ -290,11 +290,23 @@ fn understood(status: StatusCode) -> bool {
     matches!(status.as_u16(), 200..=205 | 300..=303 | 305 | 307 | 308 | 400..=417 | 421 | 422 | 426 | 429 | 431 | 451 | 500..=505 | 511)
 }
 
+/// The field's date, in whatever case its words are (RFC 9111 §4.2).
 pub(super) fn date(headers: &HeaderMap, name: HeaderName) -> Option<SystemTime> {
-    headers
-        .get(name)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|text| httpdate::parse_http_date(text).ok())
+    let text = headers.get(name)?.to_str().ok()?;
+    let parse = |text: &str| httpdate::parse_http_date(text).ok();
+    parse(text).or_else(|| parse(&in_the_usual_case(text)))
+}
+
+fn in_the_usual_case(date: &str) -> String {
+    let mut follows_a_letter = false;
+    let words: String = date
+        .chars()
+        .map(|letter| match std::mem::replace(&mut follows_a_letter, letter.is_ascii_alphabetic()) {
+            true => letter.to_ascii_lowercase(),
+            false => letter.to_ascii_uppercase(),
+        })
+        .collect();
+    words.replace("Gmt", "GMT")
 }
 
 /// Fields that no shared cache keeps (RFC 9111 §3.1), those of hop-by-hop meaning aside, which the
@@ -323,6 +335,15 @@ pub fn freshen(stored: &mut HeaderMap, update: &HeaderMap) {
             stored.append(name.clone(), value.clone());
         }
     }
+}
+
+/// Whether `head`, which came without a body, is of the representation that is stored (RFC 9111 §4.3.5): nothing that
+/// both say of it differs.
+pub fn is_same(stored: &HeaderMap, head: &HeaderMap) -> bool {
+    [ETAG, LAST_MODIFIED, CONTENT_LENGTH].iter().all(|name| match (stored.get(name), head.get(name)) {
+        (Some(stored), Some(head)) => stored == head,
+        (None, _) | (_, None) => true,
+    })
 }
 
 /// Whether a response to `method` invalidates what is stored for its target (RFC 9111 §4.4).

@@ -117,6 +117,8 @@ fn how_long_it_is_fresh() {
         (200, dated(&format!("cache-control: max-age=0\nexpires: {}", at(100))), 0, "5.3"),
         (200, dated(&format!("expires: {}", at(100))), 100, "4.2.1"),
         (200, dated(&format!("expires: {}", at(-100))), 0, "4.2.1"),
+        (200, dated(&format!("expires: {}", at(100).to_uppercase())), 100, "4.2, in any case"),
+        (200, dated(&format!("expires: {}", at(100).to_lowercase())), 100, "4.2, in any case"),
         (200, dated(&format!("expires: {}", at(0))), 0, "4.2.1"),
         (200, dated("expires: 0"), 0, "5.3"),
         (200, dated("cache-control: max-age=60\nexpires: 0"), 60, "5.3"),

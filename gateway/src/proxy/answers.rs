@@ -42,7 +42,7 @@ pub fn stored(
     fill(response, entry.status, &entry.headers, ask, status);
     response.headers_mut().insert(AGE, number(age.as_secs()));
     if ask.seen.caching {
-        if conditional::not_modified(request, entry.status, &entry.headers, entry.date) {
+        if conditional::not_modified(request, entry.status, &entry.headers, Some(entry.date)) {
             not_modified(response);
             return Source::Full(None);
         }
@@ -82,7 +82,7 @@ pub fn fetched(
 ) -> Source {
     let headers = if reader.leads() { &head.headers } else { head.for_others() };
     fill(response, head.status, headers, ask, status);
-    let unchanged = || conditional::not_modified(&ask.parts.headers, head.status, &head.headers, head.date);
+    let unchanged = || conditional::not_modified(&ask.parts.headers, head.status, &head.headers, None);
     if ask.seen.caching && unchanged() {
         not_modified(response);
         return Source::Full(None);

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use http::header::{CONTENT_LOCATION, IF_MATCH, IF_UNMODIFIED_SINCE, LOCATION, RANGE};
 use http::request::Parts;
-use http::{HeaderMap, Method, Response, Uri};
+use http::{HeaderMap, Method, Response, Uri, Version};
 
 use super::body::Source;
 use super::client::Client;
@@ -356,6 +356,10 @@ impl Request<'_> {
             });
             match turn.await {
                 Turn::Answer(answer) => break answer,
+                Turn::Interim(heads) if ask.parts.version == Version::HTTP_11 => {
+                    ask.client.first.borrow_mut().extend_from_slice(&heads);
+                }
+                Turn::Interim(_) => {}
                 // The fetch it followed has failed, and it is the one to try once more.
                 Turn::Lead(feed) => self.start(feed, miss),
             }

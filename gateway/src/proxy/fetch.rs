@@ -4,6 +4,7 @@
 //! when nobody is left who wants it and it is not to be kept either.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -26,6 +27,7 @@ use crate::cache::flight::{Answer, Cause, Feed, Head, Room, Sharing};
 use crate::cache::key::Key;
 use crate::cache::policy::{self, Asker, Control, Terms, Wish};
 use crate::cache::select::{self, Selecting};
+use crate::cache::store::Found;
 use crate::cache::{Cache, Route, memory};
 use crate::metrics::{self, Lookups};
 use crate::overload;
@@ -96,6 +98,7 @@ impl Fetch {
         let timeouts = &self.local.snapshot.config.timeouts;
         // The client may be gone long before this ends; only its address was needed.
         self.client = Client::new(self.client.peer, &self.proxy.wheel, timeouts.header_read, &task);
+        self.client.takes_interim.set(true);
         let request = Request::new(std::mem::take(&mut self.head), RequestBody::Empty, false, self.is_head);
         let sending = {
             let (local, client, deadline) = (&self.local, &*self.client, self.deadline);
@@ -103,7 +106,16 @@ impl Fetch {
                 (&local.snapshot.routes[self.route], self.balance_key, self.own_host);
             let way = Way { local, client, route, deadline, key, own_host, idempotent: true };
             let exempt = || self.exempt;
-            shed::send(&way, self.route, exempt, Instant::now(), request).await
+            let mut sending = pin!(shed::send(&way, self.route, exempt, Instant::now(), request));
+            poll_fn(|cx| {
+                let polled = sending.as_mut().poll(cx);
+                let interim = std::mem::take(&mut *client.first.borrow_mut());
+                if !interim.is_empty() {
+                    feed.interim(&interim);
+                }
+                polled
+            })
+            .await
         };
         match sending {
             Ok((response, lease, sent)) => self.relay(feed, response, lease, sent).await,
@@ -138,6 +150,9 @@ impl Fetch {
         let failing = matches!(parts.status.as_u16(), 500 | 502 | 503 | 504);
         if failing && self.stale_will_do(received.at) {
             return feed.fail(Cause::Status, false);
+        }
+        if self.is_head {
+            self.compare(&parts, &received);
         }
         let (head, keep) = self.judge(&mut feed, parts, failing, &lease, &received);
         let Ok(trailers) = self.pass_on(&feed, &mut lease, keep).await else { return };
@@ -271,8 +286,34 @@ impl Fetch {
         }
     }
 
-    /// The upstream said that `stale` still holds: its head is brought up to date.
+    /// The upstream said that `stale` still holds.
     fn validated(&self, feed: &Feed, stale: &Arc<Entry>, update: &HeaderMap, received: &Received) {
+        let entry = self.renew(stale, update, received);
+        self.counts().revalidated.add(1);
+        feed.close();
+        feed.answer(Answer::Validated(entry), false);
+    }
+
+    /// What the answer to a HEAD says of a stored response: that it still holds, or that it does not (RFC 9111 §4.3.5).
+    /// An answer that is not for everybody says nothing of what everybody gets.
+    fn compare(&self, parts: &response::Parts, received: &Received) {
+        let (rules, control) = (self.rules(), Control::of(&parts.headers));
+        let allowed = policy::storable(self.asker, parts.status, &parts.headers, &control, &rules.rules);
+        if parts.status != StatusCode::OK || allowed.is_err() {
+            return;
+        }
+        let store = &self.shared().store;
+        let Found::Entry(stored) = store.find(&self.key, &self.request, received.at) else { return };
+        if stored.status == StatusCode::OK {
+            match policy::is_same(&stored.headers, &parts.headers) {
+                true => drop(self.renew(&stored, &parts.headers, received)),
+                false => drop(store.invalidate(&self.key)),
+            }
+        }
+    }
+
+    /// Brings the head of a stored response up to date.
+    fn renew(&self, stale: &Entry, update: &HeaderMap, received: &Received) -> Arc<Entry> {
         let rules = self.rules();
         let mut headers = stale.headers.clone();
         policy::freshen(&mut headers, update);
@@ -283,13 +324,11 @@ impl Fetch {
         let (body, selecting) = (stale.body.clone(), stale.selecting.clone());
         let when = (received.at, received.date);
         let entry = Arc::new(Entry::new(stale.status, &headers, body, terms, selecting, when, self.spread()));
-        self.counts().revalidated.add(1);
         match allowed {
             Ok(()) => self.shared().store.insert(&self.key, &self.request, entry.clone(), received.at),
             Err(_) => drop(self.shared().store.invalidate(&self.key)),
         }
-        feed.close();
-        feed.answer(Answer::Validated(entry), false);
+        entry
     }
 
     fn store(&self, head: &Head, body: Pieces) {
