@@ -1,50 +1,61 @@
 //! Reads what the process has used up: memory, by its cgroups and its own account, and file descriptors.
 //!
-//! The guard asks it ten times a second; a read is some microseconds. What cannot be read counts as unused.
+//! The guard asks it ten times a second. What it reads stays open, for to open one of the kernel's files costs more than
+//! what it says. What cannot be read counts as unused.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Resource, getrlimit};
 
 pub struct Meter {
+    /// In pages: all there is, what is resident, and more.
+    own: Option<Told>,
     /// The process's cgroup and those around it, innermost first.
     cgroups: Vec<Cgroup>,
     host_bytes: u64,
 }
 
-/// The files of one cgroup.
-#[derive(Debug, PartialEq, Eq)]
+/// A file of the kernel's, which says something new each time.
+struct Told {
+    file: File,
+    text: RefCell<Vec<u8>>,
+}
+
+/// One cgroup.
 struct Cgroup {
-    limit: PathBuf,
-    usage: PathBuf,
-    stat: PathBuf,
+    limit: Told,
+    usage: Told,
+    stat: Told,
     /// The row of `stat` with what the kernel takes back before it kills: pages of files that nobody has used lately.
     reclaimable: &'static str,
 }
 
-/// What the versions call the same files.
-const VERSION_1: [&str; 4] =
+/// What the versions call the same files, and a row of the last one.
+type Version = [&'static str; 4];
+const VERSION_1: Version =
     ["memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file"];
-const VERSION_2: [&str; 4] = ["memory.max", "memory.current", "memory.stat", "inactive_file"];
+const VERSION_2: Version = ["memory.max", "memory.current", "memory.stat", "inactive_file"];
 
 impl Meter {
     pub fn of_this_process() -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
-        let host = row(&read("/proc/meminfo"), "MemTotal:").unwrap_or(u64::MAX / 1024) * 1024;
-        Self { cgroups: cgroups(&read("/proc/self/cgroup"), &read("/proc/self/mountinfo")), host_bytes: host }
+        let host_bytes = row(&read("/proc/meminfo"), "MemTotal:").unwrap_or(u64::MAX / 1024) * 1024;
+        let cgroups = cgroups(&read("/proc/self/cgroup"), &read("/proc/self/mountinfo"));
+        Self { own: Told::open(Path::new("/proc/self/statm")), cgroups, host_bytes }
     }
 
     /// The share of memory in use, of the tightest limit. `most`: what the process may take by configuration.
     pub fn memory(&self, most: Option<u64>) -> f64 {
-        let own = Self::resident_bytes() as f64 / most.unwrap_or(self.host_bytes) as f64;
+        let own = self.resident_bytes() as f64 / most.unwrap_or(self.host_bytes) as f64;
         self.cgroups.iter().filter_map(Cgroup::share).fold(own, f64::max)
     }
 
-    fn resident_bytes() -> u64 {
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        row(&status, "VmRSS:").unwrap_or_default() * 1024
+    fn resident_bytes(&self) -> u64 {
+        let pages = self.own.as_ref().and_then(|own| own.read(|text| text.split(' ').nth(1)?.parse().ok()));
+        pages.unwrap_or(0) * rustix::param::page_size() as u64
     }
 
     /// The share of file descriptors in use.
@@ -60,20 +71,38 @@ fn open_descriptors() -> u64 {
     if size > 0 { size } else { fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64) }
 }
 
+impl Told {
+    fn open(path: &Path) -> Option<Self> {
+        /// More than any of them says.
+        const ROOM_BYTES: usize = 16 * 1024;
+        Some(Self { file: File::open(path).ok()?, text: RefCell::new(vec![0; ROOM_BYTES]) })
+    }
+
+    /// What `of` makes of what it says now.
+    fn read<T>(&self, of: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+        let mut text = self.text.borrow_mut();
+        let length = self.file.read_at(&mut text, 0).ok()?;
+        of(std::str::from_utf8(&text[..length]).ok()?)
+    }
+
+    fn number(&self) -> Option<u64> {
+        self.read(|text| text.trim().parse().ok())
+    }
+}
+
 impl Cgroup {
-    fn new(folder: &Path, [limit, usage, stat, reclaimable]: [&'static str; 4]) -> Self {
-        let [limit, usage, stat] = [limit, usage, stat].map(|name| folder.join(name));
-        Self { limit, usage, stat, reclaimable }
+    fn open(folder: &Path, [limit, usage, stat, reclaimable]: Version) -> Option<Self> {
+        let open = |name| Told::open(&folder.join(name));
+        Some(Self { limit: open(limit)?, usage: open(usage)?, stat: open(stat)?, reclaimable })
     }
 
     /// What is used and cannot be taken back, of the limit; `None`: there is none.
     fn share(&self) -> Option<f64> {
-        let number = |path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
         // "max", or of version 1 nearly 2^63.
-        let limit = number(&self.limit).filter(|&limit| limit < 1 << 62)?;
-        let usage = number(&self.usage)?;
-        let reclaimable = row(&fs::read_to_string(&self.stat).unwrap_or_default(), self.reclaimable);
-        Some(usage.saturating_sub(reclaimable.unwrap_or_default()) as f64 / limit.max(1) as f64)
+        let limit = self.limit.number().filter(|&limit| limit < 1 << 62)?;
+        let usage = self.usage.number()?;
+        let reclaimable = self.stat.read(|text| row(text, self.reclaimable)).unwrap_or_default();
+        Some(usage.saturating_sub(reclaimable) as f64 / limit.max(1) as f64)
     }
 }
 
@@ -85,13 +114,15 @@ fn row(text: &str, name: &str) -> Option<u64> {
 
 /// The memory cgroup of a process and those around it.
 fn cgroups(of_process: &str, mounts: &str) -> Vec<Cgroup> {
-    let there = |found: &Vec<Cgroup>| found.iter().any(|cgroup| cgroup.usage.exists());
-    places(of_process, mounts).into_iter().find(there).unwrap_or_default()
+    let opened = places(of_process, mounts).into_iter().map(|(folders, version)| {
+        folders.iter().filter_map(|folder| Cgroup::open(folder, version)).collect::<Vec<_>>()
+    });
+    opened.into_iter().find(|found| !found.is_empty()).unwrap_or_default()
 }
 
 /// Where they may be, by `/proc/self/cgroup` and `/proc/self/mountinfo`: a host may have both versions, and the
 /// memory controller in one of them.
-fn places(of_process: &str, mounts: &str) -> Vec<Vec<Cgroup>> {
+fn places(of_process: &str, mounts: &str) -> Vec<(Vec<PathBuf>, Version)> {
     // number:controllers:path; version 2 has no controllers.
     let lines = of_process.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
     let places = lines.filter_map(|(controllers, path)| {
@@ -105,7 +136,7 @@ fn places(of_process: &str, mounts: &str) -> Vec<Vec<Cgroup>> {
         let below = Path::new(path).strip_prefix(root).unwrap_or(Path::new(path));
         let innermost = Path::new(point).join(below.strip_prefix("/").unwrap_or(below));
         let folders = innermost.ancestors().take_while(|folder| folder.starts_with(point));
-        Some(folders.map(|folder| Cgroup::new(folder, version)).collect())
+        Some((folders.map(Path::to_owned).collect(), version))
     });
     places.collect()
 }
@@ -144,11 +175,8 @@ mod tests {
 
     /// The folders, whether or not they are there.
     fn folders(of_process: &str, mounts: &str) -> Vec<String> {
-        places(of_process, mounts)
-            .into_iter()
-            .flatten()
-            .map(|cgroup| cgroup.usage.parent().expect("a folder").display().to_string())
-            .collect()
+        let folders = places(of_process, mounts).into_iter().flat_map(|(folders, _)| folders);
+        folders.map(|folder| folder.display().to_string()).collect()
     }
 
     #[test]
@@ -157,7 +185,7 @@ mod tests {
         let (memory, descriptors) = (meter.memory(None), meter.descriptors());
         assert!(memory > 0.0 && memory < 1.0, "{memory}");
         assert!(descriptors > 0.0 && descriptors < 1.0, "{descriptors}");
-        let resident = Meter::resident_bytes();
+        let resident = meter.resident_bytes();
         assert!(meter.memory(Some(resident / 2)) > 1.5, "{resident}");
         let before = open_descriptors();
         let _held: Vec<_> = (0..10).map(|_| fs::File::open("/dev/null").unwrap()).collect();
