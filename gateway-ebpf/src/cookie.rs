@@ -28,6 +28,7 @@ const TCP_WORDS: usize = 6;
 /// The longest TCP header, in double words.
 const LONGEST: usize = 8;
 const BASIC_BYTES: u64 = 20;
+const BASIC_WORDS: usize = 5;
 
 const HOPS: u8 = 64;
 const TCP: u8 = 6;
@@ -240,10 +241,7 @@ fn store<const N: usize>(context: &XdpContext, offset: usize, words: &[u32; N]) 
 /// Whether the stack has a connection, or half of one, that the segment is part of.
 #[inline(always)]
 pub fn is_of_connection(context: &XdpContext, segment: &Segment) -> bool {
-    let ports = {
-        let ([a, b], [c, d]) = (segment.source_port.to_ne_bytes(), segment.destination_port.to_be_bytes());
-        u32::from_ne_bytes([a, b, c, d])
-    };
+    let ports = ports(segment);
     let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (segment.source.words(), segment.destination.words());
     match segment.family {
         Family::Ipv4 => look_up(context, &[s3, d3, ports]),
@@ -272,35 +270,36 @@ fn look_up<const N: usize>(context: &XdpContext, tuple: &[u32; N]) -> bool {
     }
 }
 
-/// Whether the segment acknowledges a cookie that this host made for it, in the last two minutes.
+/// Whether the segment acknowledges a cookie that this host made for it, in the last two minutes. Wherever its TCP header
+/// stands: the stack takes it as well.
 #[inline(always)]
-pub fn is_returned(context: &XdpContext, segment: &Segment) -> bool {
-    if !segment.is_plain {
-        return false;
-    }
+pub fn is_returned(segment: &Segment) -> bool {
+    let [sequence, acknowledged] = segment.numbers;
+    let tcp = [ports(segment), sequence, acknowledged, 0, 0];
+    let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (segment.source.words(), segment.destination.words());
     match segment.family {
-        Family::Ipv4 => is_returned_ipv4(context, segment.ip),
-        Family::Ipv6 => is_returned_ipv6(context, segment.ip),
+        Family::Ipv4 => is_returned_ipv4(&[0, 0, 0, s3, d3], &tcp),
+        Family::Ipv6 => is_returned_ipv6(&[0, 0, s0, s1, s2, s3, d0, d1, d2, d3], &tcp),
         Family::Other => false,
     }
 }
 
+/// Of the headers only addresses, ports and numbers count.
 #[inline(never)]
-fn is_returned_ipv4(context: &XdpContext, ip: usize) -> bool {
-    let (mut header, mut tcp) = ([0; IPV4_WORDS], [0; 5]);
-    if !load(context, ip, &mut header) || !load(context, ip + IPV4_WORDS * 4, &mut tcp) {
-        return false;
-    }
+fn is_returned_ipv4(ip: &[u32; IPV4_WORDS], tcp: &[u32; BASIC_WORDS]) -> bool {
     // SAFETY: both headers are whole, on the stack.
-    unsafe { bpf_tcp_raw_check_syncookie_ipv4((&raw mut header).cast(), (&raw mut tcp).cast()) == 0 }
+    unsafe { bpf_tcp_raw_check_syncookie_ipv4(ip.as_ptr() as *mut _, tcp.as_ptr() as *mut _) == 0 }
 }
 
 #[inline(never)]
-fn is_returned_ipv6(context: &XdpContext, ip: usize) -> bool {
-    let (mut header, mut tcp) = ([0; IPV6_WORDS], [0; 5]);
-    if !load(context, ip, &mut header) || !load(context, ip + IPV6_WORDS * 4, &mut tcp) {
-        return false;
-    }
+fn is_returned_ipv6(ip: &[u32; IPV6_WORDS], tcp: &[u32; BASIC_WORDS]) -> bool {
     // SAFETY: as above.
-    unsafe { bpf_tcp_raw_check_syncookie_ipv6((&raw mut header).cast(), (&raw mut tcp).cast()) == 0 }
+    unsafe { bpf_tcp_raw_check_syncookie_ipv6(ip.as_ptr() as *mut _, tcp.as_ptr() as *mut _) == 0 }
+}
+
+/// Both ports as a header has them.
+#[inline(always)]
+fn ports(segment: &Segment) -> u32 {
+    let ([a, b], [c, d]) = (segment.source_port.to_ne_bytes(), segment.destination_port.to_be_bytes());
+    u32::from_ne_bytes([a, b, c, d])
 }

@@ -63,7 +63,7 @@ impl Frame for XdpContext {
 
     #[inline(always)]
     fn has_cookie(&self, segment: &Segment) -> bool {
-        cookie::is_returned(self, segment)
+        cookie::is_returned(segment)
     }
 
     #[inline(always)]

@@ -207,12 +207,9 @@ fn state(place: u32) -> u64 {
     }
 }
 
-/// What listens at a port of the slot; port 0 stands for any.
+/// What listens at a port of the slot.
 #[inline(always)]
 pub fn port(slot: u32, port: u16) -> Option<Port> {
-    if port == 0 {
-        return Some(Port::ANY);
-    }
     let found = *PORTS.get(Port::place(slot, port))?;
     (!found.is_closed()).then_some(found)
 }

@@ -52,11 +52,13 @@ pub struct Segment {
     pub kind: Kind,
     /// Where the IP header begins.
     pub ip: usize,
-    /// The TCP header stands right behind a plain IP header. Nothing else is answered: the verifier would follow
+    /// The TCP header stands right behind a plain IP header. No other request is answered: the verifier would follow
     /// every place it can be at through all that comes behind.
     pub is_plain: bool,
     /// The TCP header's own idea of its length, in words.
     pub tcp_words: u8,
+    /// Of an ACK, as on the wire: its own number and the one that it acknowledges.
+    pub numbers: [u32; 2],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -209,6 +211,7 @@ struct Found {
     port: Port,
     kind: Kind,
     tcp_words: u8,
+    numbers: [u32; 2],
 }
 
 impl Found {
@@ -221,7 +224,7 @@ impl Found {
         ip: usize,
         is_plain: bool,
     ) -> Segment {
-        let Self { source_port, destination_port, port, kind, tcp_words } = self;
+        let Self { source_port, destination_port, port, kind, tcp_words, numbers } = self;
         Segment {
             family,
             source,
@@ -233,6 +236,7 @@ impl Found {
             ip,
             is_plain,
             tcp_words,
+            numbers,
         }
     }
 }
@@ -240,8 +244,10 @@ impl Found {
 #[inline(always)]
 fn tcp(frame: &impl Frame, tcp: usize, fragment: Fragment, judge: &impl Judge) -> Result<Found, Verdict> {
     let hidden = |destination_port| {
-        let port = judge.listens(destination_port).ok_or(Verdict::NotOurs)?;
-        Ok(Found { source_port: 0, destination_port, port, kind: Kind::Fragment, tcp_words: 0 })
+        let port = if destination_port == 0 { Some(Port::ANY) } else { judge.listens(destination_port) };
+        let port = port.ok_or(Verdict::NotOurs)?;
+        let (kind, numbers) = (Kind::Fragment, [0; 2]);
+        Ok(Found { source_port: 0, destination_port, port, kind, tcp_words: 0, numbers })
     };
     match fragment.offset {
         0 => {}
@@ -249,7 +255,7 @@ fn tcp(frame: &impl Frame, tcp: usize, fragment: Fragment, judge: &impl Judge) -
         1 => return hidden(0),
         _ => return Err(Verdict::LaterFragment),
     }
-    let Some([ports, _, _, flags, _]) = frame.words(tcp) else {
+    let Some([ports, sequence, acknowledged, flags, _]) = frame.words(tcp) else {
         if !fragment.more {
             return Err(Verdict::Malformed);
         }
@@ -272,7 +278,8 @@ fn tcp(frame: &impl Frame, tcp: usize, fragment: Fragment, judge: &impl Judge) -
     let source_port = u16::from_ne_bytes([source_high, source_low]);
     let destination_port = second_half(ports);
     let port = judge.listens(destination_port).ok_or(Verdict::NotOurs)?;
-    Ok(Found { source_port, destination_port, port, kind, tcp_words: length >> 4 })
+    let numbers = if kind == Kind::Ack { [sequence, acknowledged] } else { [0; 2] };
+    Ok(Found { source_port, destination_port, port, kind, tcp_words: length >> 4, numbers })
 }
 
 /// Of a word as it lies in memory, the last two bytes as a number.

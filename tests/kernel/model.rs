@@ -100,9 +100,10 @@ impl Model {
     fn admit(&mut self, segment: &Segment) -> Verdict {
         let now = self.now_ns;
         let is_xdp = self.entry == Entry::Xdp;
+        let shows_no_port = segment.kind == Kind::Fragment && segment.destination.port() == 0;
         let is_ours = |place: &&SocketAddr| {
             place.ip() == segment.destination.ip()
-                && (place.port() == segment.destination.port() || segment.destination.port() == 0)
+                && (place.port() == segment.destination.port() || shows_no_port)
         };
         let Some(listener) = self.listeners.iter().position(|place| is_ours(&place)) else {
             return Verdict::NotOurs;

@@ -82,17 +82,16 @@ impl Reply {
         (self.destination, self.source, word(self.tcp + 8), word(self.tcp + 4).wrapping_add(1))
     }
 
-    /// The same as a frame, without tags.
-    pub fn ack(&self) -> Vec<u8> {
+    /// The same as a packet, without tags.
+    pub fn ack(&self) -> Packet {
         let (source, destination, sequence, acknowledged) = self.returned();
-        let packet = Packet {
+        Packet {
             source_port: source.port(),
             sequence,
             acknowledged,
             flags: ACK,
             ..Packet::syn(source.ip(), destination.ip(), destination.port())
-        };
-        packet.bytes()
+        }
     }
 }
 

@@ -71,6 +71,7 @@ fn what_is_a_connection_request_to_us() {
     let rows: Vec<Row> = vec![
         ("v4", v4(), Pass, Ipv4),
         ("v4, other port", Packet { port: 81, ..v4() }, NotOurs, Ipv4),
+        ("v4, port zero", Packet { port: 0, ..v4() }, NotOurs, Ipv4),
         ("v4, other address", Packet { destination: "198.18.0.2".parse().unwrap(), ..v4() }, NotOurs, Ipv4),
         ("v4, ACK", Packet { flags: ACK, ..v4() }, NotOurs, Ipv4),
         ("v4, SYN and ACK", Packet { flags: SYN | ACK, ..v4() }, NotOurs, Ipv4),
