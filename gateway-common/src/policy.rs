@@ -278,11 +278,6 @@ impl Holder {
     pub const fn new(address: Address, epoch: u32, charged: Charged) -> Self {
         Self { address, scope: epoch << 2 | charged as u32 }
     }
-
-    /// Whether it holds what `charged` is charged to, under any epoch.
-    pub const fn is_of(&self, charged: Charged) -> bool {
-        self.scope & 3 == charged as u32
-    }
 }
 
 // Map keys are compared as bytes: a layout with holes would compare noise.

@@ -23,6 +23,8 @@ pub const BLOCKING: u64 = 1 << 1;
 pub const COOKIES: u64 = 1 << 2;
 /// Some class is shed.
 pub const SHEDDING: u64 = 1 << 3;
+/// Cookies are armed when they are due: there is somebody to have the stack take them.
+pub const MAY_ARM: u64 = 1 << 4;
 
 /// A level with its end and the epoch that decides whom it meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

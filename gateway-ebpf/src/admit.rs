@@ -9,7 +9,7 @@ use gateway_common::policy::{
     Charged, HAS_ALLOW, HAS_CEILING, HAS_DENY, Holder, MAY_SEND_COOKIES, Policy, Port, STRICT_FRAGMENTS,
     Source,
 };
-use gateway_common::pressure::{BLOCKING, COOKIES, PENALTIES, SHEDDING};
+use gateway_common::pressure::{BLOCKING, COOKIES, MAY_ARM, PENALTIES, SHEDDING};
 use gateway_common::standing::{BLOCKED, Class, SLOWED_BY};
 use gateway_common::{Address, Family, Verdict};
 
@@ -106,7 +106,8 @@ fn admit<F: Frame>(frame: &F, slot: u32, policy: &Policy, segment: &Segment) -> 
     let budget = if slowed.is_some() { policy.budget.slowed(SLOWED_BY) } else { policy.budget };
     let holder = Holder::new(address, policy.epoch, Charged::Requests);
     let charge = maps::charge(&budget, Some(&policy.new_sources), &holder, now);
-    let could_answer = F::ANSWERS && maps::with_cookies() && policy.has(MAY_SEND_COOKIES);
+    let could_answer =
+        F::ANSWERS && maps::with_cookies() && attention & MAY_ARM != 0 && policy.has(MAY_SEND_COOKIES);
     let wants_cookie = match charge {
         Charge::Granted => false,
         Charge::Contended => return Verdict::Contended,

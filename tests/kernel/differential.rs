@@ -205,8 +205,11 @@ fn batch(pair: &mut Pair, entry: Entry, seed: u64, met: &mut HashMap<(Verdict, F
     }
     pair.standings.arm(None).unwrap();
     pair.standings.shed([0; 3], 0, 0).unwrap();
+    let may_arm = !random.one_in(4);
+    pair.standings.may_arm(may_arm).unwrap();
     let key = pair.datapath.policy().unwrap().shed_key;
     pair.model = Model::new(entry, &policy, &listeners(&LISTENERS)).with_key(key);
+    pair.model.may_arm = may_arm;
     pair.advance(start_ns);
     let program = pair.datapath.program(entry).unwrap();
     let mut expected = packets(&pair.datapath.counters().unwrap());

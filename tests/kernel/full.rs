@@ -128,6 +128,7 @@ fn what_userspace_says_ends_by_itself() {
     check(&mut datapath, start + 2 * SECOND_NS, Verdict::Pass);
 
     let start = 2_000 * SECOND_NS;
+    standings.may_arm(true).unwrap();
     standings.arm(Some(start + SECOND_NS)).unwrap();
     check(&mut datapath, start, Verdict::Pass);
     check(&mut datapath, start, Verdict::Seed);
@@ -148,4 +149,10 @@ fn the_loudest_sources_are_found_without_stopping_anybody() {
     let found: Vec<IpAddr> = loudest.iter().map(|loud| loud.source.into()).collect();
     assert_eq!(found, [nth(3), nth(4)]);
     assert!(loudest[0].refused > 8_000 && loudest[1].refused > 5_000, "{loudest:?}");
+    // Another budget, and every bucket is full again: each source is named once, for what it met since.
+    datapath.apply(&budget(1, 2), &listeners(&LISTENERS)).unwrap();
+    assert_eq!(datapath.loudest(2).unwrap(), []);
+    program.run(&syn(nth(3)), 9).unwrap();
+    let found: Vec<IpAddr> = datapath.loudest(2).unwrap().iter().map(|loud| loud.source.into()).collect();
+    assert_eq!(found, [nth(3)]);
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod abuse;
+mod account;
 mod bucket;
 mod control;
 mod differential;

@@ -19,7 +19,8 @@ pub struct Model {
     /// Level and end, of sources as userspace tells them apart.
     pub penalties: HashMap<IpAddr, (u32, u64)>,
     pub known: HashMap<IpAddr, (Class, u64)>,
-    /// Whether packets are looked at for each of these.
+    /// Whether cookies are armed when they are due.
+    pub may_arm: bool,
     pub armed_until_ns: u64,
     /// Of each class: level, epoch, end.
     pub shed: [(u16, u16, u64); 3],
@@ -73,6 +74,7 @@ impl Model {
             now_ns: 0,
             penalties: HashMap::new(),
             known: HashMap::new(),
+            may_arm: false,
             armed_until_ns: 0,
             shed: [(0, 0, 0); 3],
             returns: HashSet::new(),
@@ -165,7 +167,7 @@ impl Model {
         let now = self.now_ns;
         let (cost, tolerance) = costs(self.policy.connections_per_second, self.policy.connection_burst);
         let costs = if slowed { (cost * 10, tolerance.max(cost * 10)) } else { (cost, tolerance) };
-        let answers = self.entry == Entry::Xdp && self.policy.cookies;
+        let answers = self.entry == Entry::Xdp && self.policy.cookies && self.may_arm;
         let known = self.known.get(&client).filter(|(_, until)| now < *until);
         let class = known.map_or(Class::Unknown, |(class, _)| *class);
         let charged = self.charge(holder, Of::Requests, costs);

@@ -43,7 +43,7 @@ pub struct Connections {
     pub since: Option<u64>,
     pub until: Option<u64>,
     pub reason: Option<String>,
-    /// Packets that met the deny rule or the penalty, or were beyond the budget.
+    /// Packets that met the deny rule or the penalty, or were beyond the budget or the ceiling.
     pub refused: u64,
     /// How well it is known: `unknown`, `known` or `proven`.
     pub class: String,
@@ -139,6 +139,9 @@ fn connections(
             reason: None,
             change: format!("wait, which in some seconds meets others, or `gateway allow add {source}`"),
         },
+        (None, _) if verdict == Verdict::OverCeiling => {
+            Reason { until: Some(at(account.free_at_ns)), ..ceiling(&snapshot.config, source) }
+        }
         (None, _) => {
             Reason { until: drops.then(|| at(account.free_at_ns)), ..budget(&snapshot.config, source) }
         }
@@ -231,6 +234,20 @@ fn budget(config: &Config, source: IpAddr) -> Reason {
         reason: None,
         change: format!(
             "raise kernel.connections_per_second or kernel.burst and reload, or `gateway allow add {source}`"
+        ),
+    }
+}
+
+fn ceiling(config: &Config, source: IpAddr) -> Reason {
+    let (per_second, burst) =
+        config.kernel.ceiling.map_or((0, 0), |ceiling| (ceiling.per_second, ceiling.burst));
+    Reason {
+        rule: format!("kernel.packets_per_second {per_second}, kernel.packet_burst {burst}"),
+        since: None,
+        until: None,
+        reason: None,
+        change: format!(
+            "raise kernel.packets_per_second or kernel.packet_burst and reload, or `gateway allow add {source}`"
         ),
     }
 }

@@ -12,9 +12,9 @@ use aya::{Ebpf, Pod};
 use gateway_common::limit::Budget;
 use gateway_common::maps::{ALLOW, BUCKET, DENY, KNOWN, PENALTY, STATE};
 use gateway_common::policy::{
-    Bucket, Charged, FOREVER, Holder, MAY_SEND_COOKIES, Policy, Rule, Source, TRUSTED,
+    Bucket, Charged, FOREVER, HAS_CEILING, Holder, MAY_SEND_COOKIES, Policy, Rule, Source, TRUSTED,
 };
-use gateway_common::pressure::{ATTENTION, COOKIES, SHED, Word};
+use gateway_common::pressure::{ATTENTION, COOKIES, MAY_ARM, SHED, Word};
 use gateway_common::standing::{BLOCKED, Class, Known, Penalty, SLOWED_BY};
 use gateway_common::{Address, Family, Verdict};
 use ipnet::IpNet;
@@ -22,7 +22,7 @@ use ipnet::IpNet;
 use super::error::Error;
 use super::policy::map;
 use super::{object, sys};
-use crate::config::{Kernel, Listed};
+use crate::config::{Kernel, KernelMode, Listed};
 
 /// One source before the policy in force. Times are monotonic nanoseconds, `now_ns` that of the reading.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,11 +35,11 @@ pub struct Account {
     /// Whether the source ignored its refusals, and how that stands.
     pub penalty: Option<Penalty>,
     pub class: Class,
-    /// Packets that met the deny rule or the penalty, or were beyond the budget.
+    /// Packets that met the deny rule or the penalty, or were beyond the budget or the ceiling.
     pub refused: u64,
     /// Connections it could open at once.
     pub left: u64,
-    /// When it could open one.
+    /// When it could open one, as far as the budget or the ceiling that decides goes.
     pub free_at_ns: u64,
     pub now_ns: u64,
 }
@@ -71,18 +71,24 @@ pub fn read(
         Class::ALL.into_iter().find(|class| *class as u32 == known.class).unwrap_or(Class::Unknown)
     });
     let bucket_of = |charged| held(bpf, BUCKET, Holder::new(address, policy.epoch, charged));
-    let (bucket, own): (Option<Bucket>, Option<Bucket>) =
-        (bucket_of(Charged::Requests)?, bucket_of(Charged::Connections)?);
-    let bucket = bucket.unwrap_or(Bucket { full_at_ns: Budget::full(now), ..Bucket::default() });
+    let own: Option<Bucket> = bucket_of(Charged::Connections)?;
+    let full = Bucket { full_at_ns: Budget::full(now), ..Bucket::default() };
+    let bucket = bucket_of(Charged::Requests)?.unwrap_or(full);
+    let packets = bucket_of(Charged::Packets)?.unwrap_or(full);
     let budget = if penalty.is_some() { policy.budget.slowed(SLOWED_BY) } else { policy.budget };
     let left = budget.left(bucket.full_at_ns, now);
 
     let words = Array::<_, u64>::try_from(map(bpf, STATE)?).map_err(Error::map(STATE))?;
     let word = |place| words.get(&place, 0).map_err(Error::map(STATE));
-    let is_armed = word(ATTENTION)? & COOKIES != 0;
+    let attention = word(ATTENTION)?;
     let is_shed =
         Word::read(word(SHED + class as u32)?, now).is_some_and(|word| word.sheds(&policy.shed_key, &client));
-    let could_answer = object::has_cookies() && policy.has(MAY_SEND_COOKIES);
+    // Only XDP sends packets back, and counts them against a ceiling.
+    let answers = config.mode != KernelMode::Tc;
+    let could_answer =
+        answers && object::has_cookies() && attention & MAY_ARM != 0 && policy.has(MAY_SEND_COOKIES);
+    let is_over_ceiling =
+        answers && policy.has(HAS_CEILING) && policy.ceiling.left(packets.full_at_ns, now) == 0;
     let is_claim = class != Class::Unknown && !own.is_some_and(|own| own.is_overdrawn(now));
 
     let (verdict, network, refused) = if holds(&allow) {
@@ -91,14 +97,18 @@ pub fn read(
         (Verdict::Denied, around(&config.deny, &config.deny_listed, source, now), rule.hits)
     } else if trusted {
         (Verdict::Allowed, around(&config.trusted, &[], source, now), 0)
-    } else if let Some(penalty) = penalty.filter(|penalty| penalty.level == BLOCKED || left == 0) {
+    } else if let Some(penalty) = penalty.filter(|penalty| penalty.level == BLOCKED) {
+        (Verdict::Penalised, None, penalty.hits)
+    } else if is_over_ceiling {
+        (Verdict::OverCeiling, None, packets.refused)
+    } else if let Some(penalty) = penalty.filter(|_| left == 0) {
         (Verdict::Penalised, None, penalty.hits)
     } else if left == 0 && !(could_answer && is_claim) {
         (Verdict::OverBudget, None, bucket.refused)
     } else if is_shed {
         (Verdict::Shed, None, bucket.refused)
     } else if left == 0 {
-        (if is_armed { Verdict::CookieSent } else { Verdict::Flooded }, None, bucket.refused)
+        (if attention & COOKIES != 0 { Verdict::CookieSent } else { Verdict::Flooded }, None, bucket.refused)
     } else {
         (Verdict::Pass, None, bucket.refused)
     };
@@ -110,7 +120,12 @@ pub fn read(
         class,
         refused,
         left,
-        free_at_ns: now + budget.wait_ns(bucket.full_at_ns, now),
+        free_at_ns: now
+            + if verdict == Verdict::OverCeiling {
+                policy.ceiling.wait_ns(packets.full_at_ns, now)
+            } else {
+                budget.wait_ns(bucket.full_at_ns, now)
+            },
         now_ns: now,
     })
 }

@@ -49,13 +49,17 @@ pub fn read(bpf: &Ebpf) -> Result<[Fill; 5], Error> {
     ])
 }
 
-/// The `most` sources whose connection requests were refused most often, the loudest first.
-pub fn loudest(bpf: &Ebpf, most: usize) -> Result<Vec<Loud>, Error> {
+/// The `most` sources whose connection requests were refused most often under the budget of this epoch, the loudest first.
+pub fn loudest(bpf: &Ebpf, epoch: u32, most: usize) -> Result<Vec<Loud>, Error> {
     let mut loud: Vec<Loud> = Vec::new();
     each(shared(bpf, BUCKET)?, BUCKET, (holder(), Bucket::default()), |holders, buckets| {
+        let is_of_requests =
+            |holder: &Holder| *holder == Holder::new(holder.address, epoch, Charged::Requests);
         let refused = holders.iter().zip(buckets).filter(|(_, bucket)| bucket.refused > 0);
-        loud.extend(refused.filter(|(holder, _)| holder.is_of(Charged::Requests)).map(|(holder, bucket)| {
-            Loud { source: holder.address, refused: bucket.refused, refused_at_ns: bucket.refused_at_ns }
+        loud.extend(refused.filter(|(holder, _)| is_of_requests(holder)).map(|(holder, bucket)| Loud {
+            source: holder.address,
+            refused: bucket.refused,
+            refused_at_ns: bucket.refused_at_ns,
         }));
         loud.sort_unstable_by_key(|loud| std::cmp::Reverse(loud.refused));
         loud.truncate(most);

@@ -184,6 +184,7 @@ impl Heartbeat {
         if arm || self.armed {
             self.switch(arm);
         }
+        self.standings.may_arm(self.stack.is_some())?;
         if self.armed || !arm {
             self.standings.arm(self.armed.then_some(until_ns))?;
         }

@@ -334,7 +334,7 @@ impl Datapath {
 
     /// The sources whose connection requests were refused most often, the loudest first.
     pub fn loudest(&self, most: usize) -> Result<Vec<Loud>, Error> {
-        fill::loudest(&self.bpf, most)
+        fill::loudest(&self.bpf, self.policy()?.epoch, most)
     }
 
     /// What is told the kernel half between two policies, for the one thread that tells it.

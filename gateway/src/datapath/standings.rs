@@ -11,7 +11,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use gateway_common::Address;
 use gateway_common::maps::{BUCKET, KNOWN, PENALTY, STATE};
 use gateway_common::policy::{Bucket, Holder};
-use gateway_common::pressure::{ARMED, ATTENTION, COOKIES, SHED, SHEDDING, Word};
+use gateway_common::pressure::{ARMED, ATTENTION, COOKIES, MAY_ARM, SHED, SHEDDING, Word};
 use gateway_common::standing::{Class, Known, Penalty};
 
 use super::error::Error;
@@ -72,6 +72,11 @@ impl Standings {
             }
             other => other.map_err(Error::map(BUCKET)),
         }
+    }
+
+    /// Says whether cookies are armed once they are due.
+    pub fn may_arm(&mut self, may: bool) -> Result<(), Error> {
+        self.attend(switch(self.attention, MAY_ARM, may))
     }
 
     /// Lets cookies be sent until then; `None`: no more. Packets of connections are looked at meanwhile.
