@@ -124,8 +124,7 @@ impl Heartbeat {
         };
         let attention = if level == BLOCKED { PENALTIES | BLOCKING } else { PENALTIES };
         self.standings.penalise(source.into(), penalty, attention)?;
-        let blocked = sources.sentences().blocked(since_ns + LETS_GO_NS).collect();
-        sources.block(blocked);
+        sources.block(since_ns + LETS_GO_NS);
         let seconds = (until_ns - since_ns) / 1_000_000_000;
         let Suspect { refused, ignored, rule, .. } = suspect;
         let why = if *rule == OF_CONNECTIONS {
@@ -188,8 +187,7 @@ impl Heartbeat {
         if self.armed || !arm {
             self.standings.arm(self.armed.then_some(until_ns))?;
         }
-        let blocked = sources.sentences().blocked(now_ns + LETS_GO_NS).collect();
-        sources.block(blocked);
+        sources.block(now_ns + LETS_GO_NS);
         let penalised = sources.sentences().by_level(now_ns);
         sources.show(Figures { penalised, shed: levels, cookies_armed: self.armed });
         Ok(())

@@ -88,10 +88,10 @@ impl Sources {
     }
 
     /// Penalises a suspect where that is due, and wakes the heartbeat: it is to be in force within milliseconds.
-    /// Whether the source's connections are to end, so that the refusal itself can say so.
-    pub fn suspect(&self, suspect: Suspect) -> bool {
+    /// Whether the source's connections are to end, so that the refusal itself can say so. `peer`: who sends the packets.
+    pub fn suspect(&self, suspect: Suspect, peer: IpAddr) -> bool {
         let source = suspect.address;
-        let Some(config) = self.config_for(source) else { return false };
+        let Some(config) = self.config_for(peer) else { return false };
         let mut inbox = self.inbox();
         if inbox.len() >= MOST_WAITING {
             return false;
@@ -100,19 +100,28 @@ impl Sources {
         let Some(sentence) = sentence else { return false };
         inbox.push((suspect, sentence));
         self.comes.notify_one();
-        sentence.level() == BLOCKED
+        sentence.level() == BLOCKED && drops(&config)
     }
 
-    /// Whether the kernel half refuses new connections of `source` beyond its budget.
-    pub fn bounds(&self, source: IpAddr) -> bool {
+    /// Whether the kernel half refuses new connections of `peer` beyond its budget.
+    pub fn bounds(&self, peer: IpAddr) -> bool {
         let refuses = |config: &Kernel| config.monitored & (Verdict::OverBudget.bit()) == 0;
-        self.config_for(source).is_some_and(|config| refuses(&config))
+        self.config_for(peer).is_some_and(|config| refuses(&config))
     }
 
-    /// What the kernel half does to `source`; `None`: there is none, or it lets all of its packets pass.
-    fn config_for(&self, source: IpAddr) -> Option<arc_swap::Guard<Arc<Kernel>>> {
+    /// Whether the connections of `peer` end, whose source is among the blocked.
+    pub fn ends(&self, peer: IpAddr) -> bool {
+        self.config_for(peer).is_some()
+    }
+
+    /// What the kernel half does to `peer`, an address in full, for one of a blocked network may be allowed; `None`:
+    /// there is none, or it lets all of its packets pass.
+    fn config_for(&self, peer: IpAddr) -> Option<arc_swap::Guard<Arc<Kernel>>> {
+        let (peer, now_ns) = (peer.to_canonical(), sys::monotonic_ns());
         let config = self.config.get().filter(|_| self.is_watched())?.load();
-        let is_exempt = config.trusted.iter().chain(&config.allow).any(|network| network.contains(&source));
+        let listed = config.allow_listed.iter().filter(|listed| !listed.watched && now_ns < listed.until_ns);
+        let exempt = config.trusted.iter().chain(&config.allow).chain(listed.map(|listed| &listed.network));
+        let is_exempt = exempt.into_iter().any(|network| network.contains(&peer));
         (!is_exempt).then_some(config)
     }
 
@@ -165,7 +174,10 @@ impl Sources {
         self.changes.load(Relaxed)
     }
 
-    pub(super) fn block(&self, blocked: FxHashSet<IpAddr>) {
+    /// Has workers end the connections of those who are still blocked at that time.
+    pub(super) fn block(&self, then_ns: u64) {
+        let drops = self.config.get().is_some_and(|config| drops(&config.load()));
+        let blocked: FxHashSet<IpAddr> = self.sentences().blocked(then_ns).filter(|_| drops).collect();
         if **self.blocked.load() != blocked {
             self.blocked.store(Arc::new(blocked));
             self.changes.fetch_add(1, Relaxed);
@@ -182,5 +194,91 @@ impl Sources {
 
     fn inbox(&self) -> MutexGuard<'_, Vec<(Suspect, Sentence)>> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether packets of the blocked are dropped, and not only counted.
+fn drops(config: &Kernel) -> bool {
+    config.monitored & Verdict::Penalised.bit() == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use gateway_common::standing::Penalty;
+
+    use super::*;
+    use crate::config::{self, Listed};
+
+    const SUSPECT: &str = "2001:db8::";
+    const NEIGHBOUR: &str = "2001:db8::1";
+    const ALLOWED: &str = "2001:db8::2";
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// Sources of a gateway that blocks, but for what `change` makes of its configuration; one is blocked for an hour.
+    fn sources(change: impl FnOnce(&mut Kernel)) -> Sources {
+        let text =
+            r#"{ "routes": [{ "path": "/", "backend": "http://a" }], "kernel": { "escalation": "drop" } }"#;
+        let mut config = config::parse(text, "test").unwrap().kernel;
+        change(&mut config);
+        let sources = Sources::default();
+        sources.watch(Arc::new(ArcSwap::from_pointee(config)));
+        let penalty = Penalty {
+            until_ns: sys::monotonic_ns() + 600_000_000_000,
+            since_ns: sys::monotonic_ns(),
+            hits: 0,
+            rule: 1,
+            level: BLOCKED,
+            refused: 60,
+            ignored: 50,
+        };
+        sources.sentences().take_up(address(SUSPECT), &penalty);
+        sources.block(sys::monotonic_ns());
+        sources
+    }
+
+    fn suspects(sources: &Sources, peer: &str) -> bool {
+        let suspect = Suspect { address: address("192.0.2.7"), rule: 1, refused: 60, ignored: 50 };
+        sources.suspect(suspect, address(peer));
+        !sources.listen(Duration::ZERO).is_empty()
+    }
+
+    #[test]
+    fn whoever_is_allowed_is_neither_penalised_nor_cut_off_whatever_becomes_of_its_network() {
+        let listed = |text: &str, watched| Listed {
+            network: text.parse().unwrap(),
+            until_ns: sys::monotonic_ns() + 600_000_000_000,
+            watched,
+        };
+        let network = || vec!["2001:db8::2/128".parse().unwrap()];
+        for (what, change) in [
+            (
+                "in the configuration",
+                &(|config: &mut Kernel| config.allow = network()) as &dyn Fn(&mut Kernel),
+            ),
+            ("a trusted proxy", &|config: &mut Kernel| config.trusted = network()),
+            ("at run time", &|config: &mut Kernel| {
+                config.allow_listed = vec![listed("2001:db8::2/128", false)]
+            }),
+        ] {
+            let sources = sources(change);
+            assert!(!sources.ends(address(ALLOWED)) && !suspects(&sources, ALLOWED), "{what}");
+            assert!(sources.ends(address(NEIGHBOUR)) && suspects(&sources, NEIGHBOUR), "{what}");
+        }
+        let ended = Listed { until_ns: sys::monotonic_ns(), ..listed("2001:db8::2/128", false) };
+        for (what, entry) in [("on trial", listed("2001:db8::2/128", true)), ("ended", ended)] {
+            let sources = sources(|config| config.allow_listed = vec![entry]);
+            assert!(sources.ends(address(ALLOWED)) && suspects(&sources, ALLOWED), "{what}");
+        }
+    }
+
+    #[test]
+    fn where_penalties_are_only_counted_no_connection_ends() {
+        for (monitored, blocked) in [(0, 1), (Verdict::Penalised.bit(), 0), (u32::MAX, 0)] {
+            let sources = sources(|config| config.monitored = monitored);
+            assert_eq!(sources.blocked().1.len(), blocked, "{monitored:x}");
+        }
     }
 }

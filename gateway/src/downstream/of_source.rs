@@ -40,7 +40,8 @@ pub fn enter(proxy: &Proxy, source: IpAddr, relayed: bool) -> Result<Option<OfSo
     proxy.registry.workers[proxy.worker].refused_of_source.add(1);
     if let Some(refused) = pushed.filter(|_| !relayed) {
         // Those that it holds end as soon as workers hear of it.
-        let _ends = snapshot.sources.suspect(Suspect { address, rule: OF_CONNECTIONS, refused, ignored: 0 });
+        let suspect = Suspect { address, rule: OF_CONNECTIONS, refused, ignored: 0 };
+        let _ends = snapshot.sources.suspect(suspect, source);
     }
     Err(Refused)
 }

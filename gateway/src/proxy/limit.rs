@@ -150,11 +150,11 @@ pub fn admit(
         denial.wait_s = wait_s;
         waits_until.set(now + u64::from(wait_s) * NANOS_PER_SECOND);
         rule.cells[local.worker].ignored.add(u64::from(ignored));
-        let sources = &local.snapshot.sources;
+        let (sources, peer) = (&local.snapshot.sources, exchange.client().peer.ip());
         // Where nothing bounds how soon it connects again, a connection costs more than another refusal.
-        is_last = is_of_flood && sources.bounds(client);
+        is_last = is_of_flood && sources.bounds(peer);
         if let Some(Suspect { address, rule, refused, ignored, .. }) = suspect {
-            is_last |= sources.suspect(datapath::Suspect { address, rule, refused, ignored });
+            is_last |= sources.suspect(datapath::Suspect { address, rule, refused, ignored }, peer);
         }
     } else if is_source {
         limits.refusals.other(client, true, now);

@@ -200,8 +200,10 @@ impl Proxy {
 
     #[cold]
     fn is_blocked(&self, client: &Client) -> bool {
-        let source = client.standing(&self.local().snapshot).identity;
-        source.is_peer && self.blocked.borrow().1.contains(&source.address)
+        let snapshot = &self.local().snapshot;
+        let source = client.standing(snapshot).identity;
+        let is_blocked = source.is_peer && self.blocked.borrow().1.contains(&source.address);
+        is_blocked && snapshot.sources.ends(client.peer.ip())
     }
 
     /// A connection is over: tells what has not been told of its requests.
