@@ -59,8 +59,9 @@ fn lists_are_changed_by_documents() {
     let upstream = Upstream::ok();
     let gateway = start(&upstream);
     let api = Api::of(&gateway);
-    let added =
-        api.post("/v1/lists/deny", &json!({ "network": "203.0.113.0/24", "seconds": 60, "reason": "r" }));
+    // As IPv4-mapped IPv6, which is only another way to write it.
+    let mapped = json!({ "network": "::ffff:203.0.113.0/120", "seconds": 60, "reason": "r" });
+    let added = api.post("/v1/lists/deny", &mapped);
     assert_eq!((added.status(), &added.json()["message"]), (200, &json!("deny 203.0.113.0/24 for 60 s")));
     let listed = api.get("/v1/lists/deny").json();
     assert_eq!(listed["entries"][0]["network"], json!("203.0.113.0/24"));
@@ -124,7 +125,7 @@ fn without_a_kernel_half_it_says_why() {
     let why = "kernel.interfaces names none";
     assert_eq!(told, json!({ "running": false, "why_not": why, "figures": null }));
     let sources = Api::of(&gateway).get("/v1/sources").json();
-    assert_eq!(sources, json!({ "connections": null, "requests": [] }));
+    assert_eq!(sources, json!({ "connections": null, "requests": [], "pushing": [] }));
 }
 
 #[test]

@@ -55,6 +55,11 @@ fn a_network_denied_at_run_time_is_dropped_until_it_is_not() {
     gateway.log.wait_for("reloaded");
     is_denied(&gateway);
 
+    // An allow entry on trial is stronger than nothing.
+    assert_eq!(gateway.ask(&["allow", "add", "10.77.0.0/29", "--trial"]).code, Some(0));
+    let told = gateway.ask(&["deny", "add", QUIET, "--for", "1h", "--reason", "scraper"]);
+    assert_eq!(told.out, "deny 10.77.0.3/32 for 3600 s\n");
+    is_denied(&gateway);
     // Allowed, it is served whatever the deny list says, and who adds to that list is told so.
     assert_eq!(gateway.ask(&["allow", "add", "10.77.0.0/29"]).code, Some(0));
     assert!(reaches(&network, QUIET, place));
@@ -213,7 +218,7 @@ fn the_loudest_are_named() {
     let upstream = network.gateway.run(Upstream::ok);
     let gateway = start(&network, &upstream, budget(1, 1));
     let nobody = Api::of(&gateway).get("/v1/sources").json();
-    assert_eq!(nobody, json!({ "connections": [], "requests": [] }));
+    assert_eq!(nobody, json!({ "connections": [], "requests": [], "pushing": [] }));
     let refuse = |source: &str, times: usize| {
         while connect(&network, source, gateway.address).is_some() {}
         (1..times).for_each(|_| drop(connect(&network, source, gateway.address)));

@@ -77,7 +77,7 @@ pub fn render(state: &State, families: &mut Vec<MetricFamily>) {
 fn table(state: &State, families: &mut Vec<MetricFamily>) {
     let limits = &state.current.load().limits;
     let tally = limits.tally();
-    let suspects = limits.refusals.suspects(limits.at(std::time::Instant::now())).len() as u64;
+    let suspects = limits.suspects(limits.at(std::time::Instant::now())) as u64;
     let (counted, now) = (MetricType::COUNTER, MetricType::GAUGE);
     for (name, help, kind, value) in [
         ("keys", "Keys of rate limits held now.", now, tally.keys),

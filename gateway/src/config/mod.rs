@@ -39,7 +39,7 @@ pub use overload::{Connections, Overload, Priority};
 pub use schema::schema;
 pub use secret::{SecretError, secret};
 pub use store::{ClusterRule, OnFailure, Store, StoreServer};
-pub use value::network;
+pub use value::{network, unmapped};
 
 /// Everything the gateway does, as the operator wrote it, with every default filled in.
 #[derive(Clone, Debug, PartialEq)]

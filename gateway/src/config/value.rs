@@ -371,7 +371,8 @@ fn host_name(text: &str) -> Option<String> {
     valid.then(|| text.to_ascii_lowercase())
 }
 
-fn unmapped(network: IpNet) -> IpNet {
+/// `::ffff:10.0.0.0/104` is a way to write 10.0.0.0/8.
+pub fn unmapped(network: IpNet) -> IpNet {
     const MAPPED_BITS: u8 = 96;
     match network {
         IpNet::V6(v6) if v6.prefix_len() >= MAPPED_BITS => v6

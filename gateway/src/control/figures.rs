@@ -107,7 +107,7 @@ impl Control {
             evicted: tally.evicted,
             expired: tally.expired,
             overflowed: tally.overflowed,
-            suspects: limits.refusals.suspects(limits.at(Instant::now())).len() as u64,
+            suspects: limits.suspects(limits.at(Instant::now())) as u64,
             rules,
         }
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::now;
 use super::problem::Problem;
 use super::serve::Control;
+use crate::config::unmapped;
 use crate::datapath;
 use crate::lists::{Entry, List};
 
@@ -59,6 +60,7 @@ impl Control {
     pub(super) fn add(&self, list: List, added: Added) -> Result<Done, Problem> {
         self.is_free()?;
         let Added { network, seconds, reason, trial } = added;
+        let network = unmapped(network);
         if network != network.trunc() {
             return Err(Problem::unclear(format!("{network} has bits set behind its prefix length")));
         }
@@ -81,7 +83,7 @@ impl Control {
 
     pub(super) fn del(&self, list: List, network: IpNet) -> Result<Done, Problem> {
         self.is_free()?;
-        let name = list.name();
+        let (name, network) = (list.name(), unmapped(network));
         let is_configured = || self.configured(list).contains(&network);
         if self.kernel.change(now(), |lists| lists.remove(list, network))? {
             self.lists_changed.notify_one();
@@ -139,7 +141,9 @@ impl Control {
             );
         }
         let lists = self.kernel.lists();
-        let allowed = self.configured(List::Allow).into_iter().chain(lists.get(List::Allow).keys().copied());
+        let added = lists.get(List::Allow).iter().filter(|(_, entry)| !entry.trial && !entry.is_over(now()));
+        let added = added.map(|(network, _)| *network);
+        let allowed = self.configured(List::Allow).into_iter().chain(added);
         let stronger = match list {
             List::Allow => None,
             List::Deny => allowed.into_iter().find(|allowed| allowed.contains(&network)),

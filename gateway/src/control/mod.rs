@@ -39,7 +39,7 @@ pub use profile::Seconds;
 pub use purge::Purged;
 pub use serve::{Control, Places};
 pub use socket::{BindError, Socket};
-pub use sources::{LoudSource, SuspectSource, TopSources};
+pub use sources::{LoudSource, PushingSource, SuspectSource, TopSources};
 pub use status::Status;
 
 /// The line of a gateway that is to follow this one; `handover` has what comes then.

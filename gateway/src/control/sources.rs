@@ -1,4 +1,4 @@
-//! Whose requests are refused most: connection requests by the kernel half, requests by rate limits.
+//! Whose requests are refused most: connection requests by the kernel half, requests by rate limits; and who pushes.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -10,6 +10,7 @@ use super::kernel::RuleName;
 use super::serve::Control;
 use super::{now, on_the_clock};
 use crate::datapath::{self, Loud, sys};
+use crate::limit::connections::Pusher;
 use crate::limit::refusals::Suspect;
 
 /// Of those that the kernel half refused most.
@@ -22,6 +23,9 @@ pub struct TopSources {
     pub connections: Option<Vec<LoudSource>>,
     /// Those that go on in spite of their refusals by rate limits, the most stubborn first.
     pub requests: Vec<SuspectSource>,
+    /// Those that open ever more connections beyond `connections.max_per_source` and hardly use one, the one with most
+    /// refused first.
+    pub pushing: Vec<PushingSource>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -47,6 +51,18 @@ pub struct SuspectSource {
     pub ignored: u32,
 }
 
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PushingSource {
+    /// An IPv6 address is cut, as limits cut it.
+    pub source: IpAddr,
+    /// That it holds now.
+    pub connections: u32,
+    /// Those of them that have brought a whole request, or moved 64 KiB.
+    pub used: u32,
+    /// Connections of the last ten seconds.
+    pub refused: u32,
+}
+
 impl Control {
     pub(super) fn sources(&self) -> Result<TopSources, datapath::Error> {
         let loudest = self.kernel.loudest(MOST)?;
@@ -58,7 +74,8 @@ impl Control {
         };
         let snapshot = self.state.current.load();
         let limits = &snapshot.limits;
-        let mut suspects = limits.refusals.suspects(limits.at(Instant::now()));
+        let now = limits.at(Instant::now());
+        let mut suspects = limits.refusals.suspects(now);
         suspects.sort_unstable_by_key(|suspect| std::cmp::Reverse(suspect.ignored));
         let suspect = |Suspect { address, rule, requests, refused, ignored }| SuspectSource {
             source: address,
@@ -67,9 +84,18 @@ impl Control {
             refused,
             ignored,
         };
+        let mut pushing = limits.connections.pushing(now);
+        pushing.sort_unstable_by_key(|pusher| std::cmp::Reverse(pusher.refused));
+        let pusher = |Pusher { address, held, used, refused }| PushingSource {
+            source: address,
+            connections: held,
+            used,
+            refused,
+        };
         Ok(TopSources {
             connections: loudest.map(|all| all.into_iter().map(loud).collect()),
             requests: suspects.into_iter().map(suspect).collect(),
+            pushing: pushing.into_iter().map(pusher).collect(),
         })
     }
 }

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use gateway_common::policy::{Blocks, FOREVER, HAS_ALLOW, HAS_DENY, Rule, TRUSTED};
 use ipnet::IpNet;
 
-use crate::config::Listed;
+use crate::config::{Listed, unmapped};
 
 /// A block of IPv4 addresses has this many bits.
 const BLOCK_BITS: u32 = 16;
@@ -74,16 +74,6 @@ fn longest(rule: Rule, outer: &Rule) -> Rule {
         watched_until_ns: rule.watched_until_ns.max(outer.watched_until_ns),
         flags: rule.flags | outer.flags,
         ..rule
-    }
-}
-
-/// `::ffff:10.0.0.0/104` is a way to write 10.0.0.0/8.
-fn unmapped(network: IpNet) -> IpNet {
-    let IpNet::V6(mapped) = network else { return network };
-    let address = mapped.addr().to_ipv4_mapped().filter(|_| mapped.prefix_len() >= 96);
-    match address {
-        Some(address) => IpNet::new(address.into(), mapped.prefix_len() - 96).expect("at most 128 - 96 bits"),
-        None => network,
     }
 }
 

@@ -48,6 +48,17 @@ pub struct Full {
     pub pushed: Option<u32>,
 }
 
+/// A source that pushes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pusher {
+    pub address: IpAddr,
+    pub held: u32,
+    /// Those of them that have been good for something.
+    pub used: u32,
+    /// In the last ten seconds.
+    pub refused: u32,
+}
+
 /// A source that holds connections.
 #[derive(Default)]
 struct Source {
@@ -77,6 +88,22 @@ impl Connections {
             requests: Cell::default(),
             is_used: Cell::default(),
         })
+    }
+
+    /// Who pushes now.
+    pub fn pushing(&self, now_ns: u64) -> Vec<Pusher> {
+        let mut pushing = Vec::new();
+        if self.watched.load(Relaxed) == 0 {
+            return pushing;
+        }
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            pushing.extend(shard.iter().filter_map(|(address, source)| {
+                let Source { held, used, .. } = *source;
+                Some(Pusher { address: *address, held, used, refused: source.pushed(now_ns)? })
+            }));
+        }
+        pushing
     }
 
     fn leave(&self, of: &OfSource) {

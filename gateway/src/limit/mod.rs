@@ -118,6 +118,11 @@ impl Limits {
         keys.read(rules.keys(), request, self.seed);
     }
 
+    /// How many sources go on in spite of their refusals, of requests or of connections.
+    pub fn suspects(&self, now_ns: u64) -> usize {
+        self.refusals.suspects(now_ns).len() + self.connections.pushing(now_ns).len()
+    }
+
     /// Admits or refuses one request; `None` where no enforced rule applies. `worker` counts it.
     ///
     /// `said` is the word of the store, which holds for the rules that it counts. They are counted here as well, so

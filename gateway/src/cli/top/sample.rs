@@ -167,7 +167,12 @@ impl Source {
             refused: suspect.refused.into(),
             what: format!("requests of {} in 10 s, {} ignored a 429", suspect.requests, suspect.ignored),
         });
-        connections.chain(requests).collect()
+        let pushing = of.pushing.into_iter().map(|pusher| Self {
+            address: pusher.source.to_string(),
+            refused: pusher.refused.into(),
+            what: format!("connections in 10 s; it holds {} and uses {}", pusher.connections, pusher.used),
+        });
+        connections.chain(requests).chain(pushing).collect()
     }
 }
 

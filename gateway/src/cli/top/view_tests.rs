@@ -11,7 +11,7 @@ use super::*;
 use crate::cli::top::sample::{
     Cache, Health, Kernel, Packets, Route, Sample, Source, UNBOUNDED_US, Upstream,
 };
-use crate::control::{LoudSource, SuspectSource, TopSources};
+use crate::control::{LoudSource, PushingSource, SuspectSource, TopSources};
 use crate::metrics::LATENCY_BOUNDS_US;
 
 /// A gateway after `seconds` of steady traffic on three routes, one of whose upstreams fails.
@@ -88,6 +88,12 @@ fn busy(seconds: u64) -> Sample {
                 requests: 420,
                 refused: 400,
                 ignored: 120,
+            }],
+            pushing: vec![PushingSource {
+                source: "192.0.2.99".parse().expect("an address"),
+                connections: 1_000,
+                used: 3,
+                refused: 210,
             }],
         })),
         ..Sample::default()
