@@ -359,7 +359,12 @@ fn cookies_are_armed_again_by_whoever_follows() {
                 assert!(begin.elapsed() < PATIENCE, "the child of the one before goes on");
                 thread::yield_now();
             }
-            next.log.wait_for("SYN cookies armed");
+            // Before it says that it is ready, or after: its log is read to there.
+            network.gateway.run(|| {
+                next.wait_for_metrics("it arms them", |metrics| {
+                    metrics.get("gateway_kernel_cookies_armed", &[]) == Some(1.0)
+                });
+            });
             answering.wait_for_syncookies("2");
             assert!(answering.is_served(QUIET, place));
             let (sent, begin) = (answering.counted(&next, "cookie_sent"), Instant::now());

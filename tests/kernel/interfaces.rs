@@ -3,10 +3,13 @@
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
+use gateway::config::Kernel;
+use gateway::datapath::Datapath;
 use gateway::datapath::sys::{LinkType, link_create};
 use gateway_tests::kernel::bpf::{Constant, XDP_PASS};
 use gateway_tests::kernel::held::BpfFs;
 use gateway_tests::kernel::netns::{EDGE, Network};
+use gateway_tests::kernel::policy::open;
 use gateway_tests::{Gateway, Upstream};
 use serde_json::{Value, json};
 
@@ -117,6 +120,20 @@ fn several_are_protected_and_one_that_leaves_takes_nothing_along() {
     wait_until_attached(&network, &running, "edge1", true);
     check_second();
     assert!(is_served(&network, second));
+}
+
+/// What an answer with a cookie announces fits into the interface as it is now.
+#[test]
+fn the_segment_size_follows_the_interface() {
+    let network = Network::new();
+    let policy = Kernel { interfaces: vec![EDGE.to_owned()], ..open() };
+    let place: SocketAddr = "10.77.0.1:80".parse().unwrap();
+    let mut datapath = network.gateway.run(|| Datapath::start(&policy, &[place], None)).unwrap();
+    for (mtu, wanted) in [(1_500, [1_460, 1_440]), (1_400, [1_360, 1_340])] {
+        network.gateway.ip(&["link", "set", EDGE, "mtu", &mtu.to_string()]);
+        network.gateway.run(|| datapath.refresh()).unwrap();
+        assert_eq!(datapath.policy().unwrap().segment_bytes, wanted, "{mtu}");
+    }
 }
 
 /// It is said loudly, served all the same, and tried again until it works.

@@ -267,7 +267,8 @@ impl Datapath {
         object::has_cookies()
     }
 
-    /// Reads the host's addresses again, for listeners on "any" address; says whether they had changed.
+    /// Reads the host's addresses again, for listeners on "any" address, and the interfaces' MTU; says whether they had
+    /// changed.
     pub fn refresh(&mut self) -> Result<bool, Error> {
         self.slots.refresh(&mut self.bpf)
     }

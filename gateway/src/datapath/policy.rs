@@ -76,7 +76,7 @@ impl Slots {
             in_force: 1,
             generation: 0,
             epoch: 0,
-            segment_bytes: segment_bytes(&config.interfaces),
+            segment_bytes: [0; 2],
             config,
             listeners: listeners.to_vec(),
             host,
@@ -140,7 +140,7 @@ impl Slots {
 
     pub fn refresh(&mut self, bpf: &mut Ebpf) -> Result<bool, Error> {
         let host = hosts::addresses().map_err(Error::Addresses)?;
-        let changed = host != self.host;
+        let changed = host != self.host || segment_bytes(&self.config.interfaces) != self.segment_bytes;
         if changed {
             let staged = self.write(bpf, self.config.clone(), &self.listeners.clone(), host)?;
             self.put_in_force(bpf, staged)?;
@@ -178,7 +178,7 @@ impl Slots {
             generation: self.generation + 1,
             epoch,
             shed_key: self.shed_key,
-            segment_bytes: self.segment_bytes,
+            segment_bytes: segment_bytes(&config.interfaces),
             ipv4_hosts: in_memory(&ipv4_hosts),
             ..policy(&config, &lists)
         };
@@ -193,6 +193,7 @@ impl Slots {
         self.in_force = slot;
         self.generation = policy.generation;
         self.epoch = policy.epoch;
+        self.segment_bytes = policy.segment_bytes;
         self.config = config;
         self.listeners = listeners;
         self.host = host;
