@@ -117,6 +117,10 @@ fn frame(random: &mut Random) -> Vec<u8> {
         (0..random.pick(&[0, 0, 0, 0, 0, 0, 1, 2, 4, 8, 9])).map(|_| extension(random)).collect();
     packet.protocol = random.pick(&[TCP, TCP, TCP, TCP, TCP, TCP, TCP, UDP, 59]);
     let mut bytes = packet.bytes();
+    if random.one_in(4) {
+        // Padding up to the shortest frame, or what a request brings along.
+        bytes.resize(bytes.len() + random.pick(&[6, 100, 1_000]), 0);
+    }
     if random.one_in(6) {
         for _ in 0..=random.below(3) {
             let place = 12 + random.below(bytes.len() - 12);

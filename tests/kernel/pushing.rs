@@ -1,5 +1,6 @@
 //! Sources that have as many connections as they may and go on opening more: who is penalised for it, and who is not.
 
+use std::fs;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -128,9 +129,17 @@ fn is_slowed_dropped_and_forgiven(beginning: &str, forgive: impl FnOnce(&Gateway
     }
 }
 
+/// By what `explain` proposes as well: a reload without escalation ends what there is of it.
 #[test]
 fn slow_heads_that_push_are_slowed_dropped_and_forgiven_while_a_neighbour_is_served() {
-    is_slowed_dropped_and_forgiven("GET / HTTP/1.1\r\nHost:", |_| {});
+    is_slowed_dropped_and_forgiven("GET / HTTP/1.1\r\nHost:", |gateway| {
+        let mut config: Value = serde_json::from_str(&fs::read_to_string(&gateway.file).unwrap()).unwrap();
+        config["kernel"]["escalation"] = json!("off");
+        let begin = Instant::now();
+        gateway.replace(config);
+        gateway.log.wait_for("penalty over");
+        assert!(begin.elapsed() < Duration::from_secs(20), "it ended in its time: {:?}", begin.elapsed());
+    });
 }
 
 /// By what `explain` proposes: it is served at once, though its penalty goes on.

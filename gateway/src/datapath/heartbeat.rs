@@ -138,6 +138,9 @@ impl Heartbeat {
 
     /// Ends what is over.
     fn release(&mut self, sources: &Sources, now_ns: u64) -> Result<(), Error> {
+        let escalation = self.config.load().escalation;
+        // Workers are to hear of it first.
+        sources.sentences().bound(escalation, now_ns + LETS_GO_NS);
         let over = sources.sentences().over(now_ns);
         for source in over {
             self.standings.lift(&source.into())?;

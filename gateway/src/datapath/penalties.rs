@@ -97,6 +97,18 @@ impl Sentences {
         Some(sentence)
     }
 
+    /// Ends by then what is harder than `escalation` has it.
+    pub fn bound(&mut self, escalation: Escalation, end_ns: u64) {
+        let most = match escalation {
+            Escalation::Off => 0,
+            Escalation::Slow => SLOWED,
+            Escalation::Drop => return,
+        };
+        for sentence in self.by_source.values_mut().filter(|sentence| sentence.level() > most) {
+            sentence.until_ns = sentence.until_ns.min(end_ns);
+        }
+    }
+
     /// Sources whose penalty is over; each is named once.
     pub fn over(&mut self, now_ns: u64) -> Vec<IpAddr> {
         let mut over = Vec::new();
@@ -221,6 +233,25 @@ mod tests {
         assert_eq!((sentences.by_level(34 * S), sentences.attention(34 * S)), ([0, 0], 0));
         sentences.forget(1_000 * S);
         assert_eq!(sentences.by_source.len(), 0);
+    }
+
+    #[test]
+    fn a_softer_escalation_ends_what_is_harder() {
+        for (escalation, by_level) in
+            [(Escalation::Drop, [1, 1]), (Escalation::Slow, [1, 0]), (Escalation::Off, [0, 0])]
+        {
+            let mut sentences = Sentences::default();
+            for (n, at) in [(1, 3 * S), (2, S), (2, 2 * S)] {
+                sentences.pass(source(n), Escalation::Drop, at);
+            }
+            sentences.bound(escalation, 4 * S);
+            assert_eq!(sentences.by_level(4 * S), by_level, "{escalation:?}");
+            assert_eq!(
+                sentences.over(4 * S).len() as u64,
+                2 - by_level.iter().sum::<u64>(),
+                "{escalation:?}"
+            );
+        }
     }
 
     #[test]
