@@ -90,7 +90,7 @@ fn extension(random: &mut Random) -> Extension {
     ])
 }
 
-fn frame(random: &mut Random) -> Vec<u8> {
+fn frame(random: &mut Random, entry: Entry) -> Vec<u8> {
     let ipv4 = random.one_in(2);
     let source = address(random, ipv4, false);
     let mut packet = Packet::syn(source, address(random, ipv4, true), 80);
@@ -118,8 +118,9 @@ fn frame(random: &mut Random) -> Vec<u8> {
     packet.protocol = random.pick(&[TCP, TCP, TCP, TCP, TCP, TCP, TCP, UDP, 59]);
     let mut bytes = packet.bytes();
     if random.one_in(4) {
-        // Padding up to the shortest frame, or what a request brings along.
-        bytes.resize(bytes.len() + random.pick(&[6, 100, 1_000]), 0);
+        // Padding up to the shortest frame, or what a request brings along: at XDP more than lies in one piece.
+        let most = if entry == Entry::Xdp { 5_000 } else { 1_000 };
+        bytes.resize(bytes.len() + random.pick(&[6, 100, most]), 0);
     }
     if random.one_in(6) {
         for _ in 0..=random.below(3) {
@@ -227,9 +228,9 @@ fn batch(pair: &mut Pair, entry: Entry, seed: u64, met: &mut HashMap<(Verdict, F
             pair.tell(&mut random, &policy);
         }
         let frame = match acks.len() {
-            0 => frame(&mut random),
+            0 => frame(&mut random, entry),
             known if random.one_in(12) => acks[random.below(known)].clone(),
-            _ => frame(&mut random),
+            _ => frame(&mut random, entry),
         };
         if frame.len() < least_bytes(entry, &frame) {
             continue;
