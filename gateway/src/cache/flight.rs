@@ -95,7 +95,12 @@ pub enum Answer {
     /// The response as it comes, from this reader's [`Reader::poll_piece`].
     Head(Arc<Head>),
     /// One that is stored, of which the upstream said that it still holds.
-    Validated(Arc<Entry>),
+    Validated {
+        entry: Arc<Entry>,
+        sharing: Sharing,
+        /// With its new terms.
+        stored: bool,
+    },
     /// It is not for this reader: ask alone.
     Alone,
     /// It is for requests with other values of these: ask again, under a key that has them.
@@ -533,7 +538,7 @@ impl Reader {
 fn for_follower(answer: Answer, request: &HeaderMap) -> Answer {
     let (selecting, sharing) = match &answer {
         Answer::Head(head) => (&head.selecting, head.sharing),
-        Answer::Validated(entry) => (&entry.selecting, Sharing::Everybody),
+        Answer::Validated { entry, sharing, .. } => (&entry.selecting, *sharing),
         Answer::Alone | Answer::OtherVariant(_) | Answer::Failed(_) => return answer,
     };
     match sharing {

@@ -80,7 +80,7 @@ fn turn(reader: &mut Reader) -> &'static str {
         }
         Poll::Ready(Turn::Interim(_)) => "interim",
         Poll::Ready(Turn::Answer(Answer::Head(_))) => "head",
-        Poll::Ready(Turn::Answer(Answer::Validated(_))) => "validated",
+        Poll::Ready(Turn::Answer(Answer::Validated { .. })) => "validated",
         Poll::Ready(Turn::Answer(Answer::Alone)) => "alone",
         Poll::Ready(Turn::Answer(Answer::OtherVariant(_))) => "varies",
         Poll::Ready(Turn::Answer(Answer::Failed(_))) => "failed",

@@ -106,8 +106,9 @@ impl Keys {
         Key { hash: self.hash(&bytes), bytes }
     }
 
-    /// The key of requests that are one: the same method, and the same values of what `selecting` looks at.
-    pub fn of_flight(&self, key: &Key, method: &Method, selecting: &Selecting) -> Key {
+    /// The key of requests that are one: the same method, the same values of what `selecting` looks at, and nothing
+    /// forgotten between them, which `generation` tells; the hash does not.
+    pub fn of_flight(&self, key: &Key, method: &Method, selecting: &Selecting, generation: u64) -> Key {
         let mut bytes = key.bytes.clone();
         bytes.push(b'\n');
         bytes.extend_from_slice(method.as_str().as_bytes());
@@ -117,7 +118,9 @@ impl Keys {
         }
         bytes.push(b'\n');
         bytes.extend_from_slice(selecting.values());
-        Key { hash: self.hash(&bytes), bytes }
+        let hash = self.hash(&bytes);
+        bytes.extend_from_slice(&generation.to_ne_bytes());
+        Key { hash, bytes }
     }
 }
 

@@ -10,6 +10,7 @@ mod control;
 pub mod entry;
 pub mod fanout;
 pub mod flight;
+mod invalidated;
 pub mod key;
 pub mod memory;
 pub mod policy;

@@ -32,13 +32,16 @@ impl Cache {
         match what {
             Purge::Url(url) => {
                 let url = normal(url);
-                self.store.purge(|bytes| key::url(bytes) == url, |_| true)
+                self.store.purge(move |key, _| key::url(key) == url)
             }
             Purge::Prefix(prefix) => {
                 let prefix = normal(prefix);
-                self.store.purge(|bytes| key::url(bytes).starts_with(&prefix), |_| true)
+                self.store.purge(move |key, _| key::url(key).starts_with(&prefix))
             }
-            Purge::Tag(tag) => self.store.purge(|_| true, |entry| entry.has_tag(tag.as_bytes())),
+            Purge::Tag(tag) => {
+                let tag = tag.clone();
+                self.store.purge(move |_, entry| entry.has_tag(tag.as_bytes()))
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ use lru::LruCache;
 use rustc_hash::FxBuildHasher;
 
 use super::entry::Entry;
+use super::invalidated::Invalidated;
 use super::key::Key;
 use super::select::{Matcher, Selector};
 
@@ -27,6 +28,7 @@ pub struct Store {
     capacity_bytes: AtomicUsize,
     epoch: Instant,
     evictions: AtomicU64,
+    invalidated: Invalidated,
 }
 
 #[derive(Default)]
@@ -60,7 +62,8 @@ impl Store {
     pub fn new(max_bytes: usize, shards: usize, epoch: Instant) -> Self {
         let shards: Box<[Shard]> = (0..shards).map(|_| Shard::default()).collect();
         let capacity_bytes = AtomicUsize::new(max_bytes / shards.len());
-        Self { shards, capacity_bytes, epoch, evictions: AtomicU64::new(0) }
+        let (evictions, invalidated) = Default::default();
+        Self { shards, capacity_bytes, epoch, evictions, invalidated }
     }
 
     /// Takes effect at each shard's next insert, or with [`Self::evict_excess`].
@@ -94,8 +97,19 @@ impl Store {
         Found::Entry(entry)
     }
 
-    /// Keeps `entry`, in place of what answered the same requests before.
-    pub fn insert(&self, key: &Key, request: &HeaderMap, entry: Arc<Entry>, now: Instant) {
+    /// For what is fetched from here on, see [`Self::insert`].
+    pub fn begin(&self) -> u64 {
+        self.invalidated.count()
+    }
+
+    /// Changes with what may have been forgotten under `key`.
+    pub fn generation(&self, key: &Key) -> u64 {
+        self.invalidated.last(key.hash)
+    }
+
+    /// Keeps `entry`, in place of what answered the same requests before; unless it is older than that, or was forgotten
+    /// since its fetch has `begun`.
+    pub fn insert(&self, key: &Key, request: &HeaderMap, entry: Arc<Entry>, begun: u64, now: Instant) {
         let capacity = self.capacity_bytes.load(Relaxed);
         let bytes = entry.bytes();
         let shard = self.shard(key.hash);
@@ -103,6 +117,10 @@ impl Store {
         let mut gone: Vec<Slot> = Vec::new();
         let mut replaced: Vec<Arc<Entry>> = Vec::new();
         let mut slots = shard.write();
+        // Under the lock: who forgets notes it first, and takes the lock then.
+        if self.invalidated.concerns(begun, key.hash, &key.bytes, &entry) {
+            return;
+        }
         if slots.0.peek(&key.hash).is_some_and(|slot| *slot.key != *key.bytes) {
             gone.extend(self.remove(shard, &mut slots, key.hash));
         }
@@ -115,6 +133,9 @@ impl Store {
         let before = slot.bytes;
         let same =
             |held: &mut Arc<Entry>| held.selecting == entry.selecting || held.selecting.matches(request);
+        if slot.variants.iter_mut().any(|held| same(held) && held.received > entry.received) {
+            return;
+        }
         replaced.extend(slot.variants.extract_if(.., same));
         slot.variants.insert(0, entry.clone());
         slot.bytes += bytes;
@@ -152,6 +173,7 @@ impl Store {
 
     /// Forgets every variant of `key`; true if there was one.
     pub fn invalidate(&self, key: &Key) -> bool {
+        self.invalidated.note_key(key.hash);
         let shard = self.shard(key.hash);
         let mut slots = shard.write();
         let same = slots.0.peek(&key.hash).is_some_and(|slot| *slot.key == *key.bytes);
@@ -160,20 +182,22 @@ impl Store {
         gone.is_some()
     }
 
-    /// Forgets the variants for which `goes` holds, of all keys for whose bytes `of` holds; tells how many.
-    pub fn purge(&self, of: impl Fn(&[u8]) -> bool, goes: impl Fn(&Entry) -> bool) -> usize {
+    /// Forgets the variants for which `goes` holds; tells how many.
+    pub fn purge(&self, goes: impl Fn(&[u8], &Entry) -> bool + Clone + Send + Sync + 'static) -> usize {
+        self.invalidated.note_purge(Box::new(goes.clone()));
         let mut purged = 0;
         for shard in &self.shards {
             // Looked for under the lock for reading, so that requests are answered meanwhile.
             let slots = shard.slots.read().unwrap_or_else(PoisonError::into_inner);
-            let hit = |slot: &Slot| of(&slot.key) && slot.variants.iter().any(|entry| goes(entry));
+            let hit = |slot: &Slot| slot.variants.iter().any(|entry| goes(&slot.key, entry));
             let hashes: Vec<u64> =
                 slots.0.iter().filter(|(_, slot)| hit(slot)).map(|(hash, _)| *hash).collect();
             drop(slots);
             for hash in hashes {
                 let mut slots = shard.write();
-                let Some(slot) = slots.0.peek_mut(&hash).filter(|slot| of(&slot.key)) else { continue };
-                let gone: Vec<Arc<Entry>> = slot.variants.extract_if(.., |entry| goes(entry)).collect();
+                let Some(slot) = slots.0.peek_mut(&hash) else { continue };
+                let Slot { key, variants, .. } = slot;
+                let gone: Vec<Arc<Entry>> = variants.extract_if(.., |entry| goes(key, entry)).collect();
                 let freed: usize = gone.iter().map(|entry| entry.bytes()).sum();
                 slot.bytes -= freed;
                 shard.bytes.fetch_sub(freed, Relaxed);

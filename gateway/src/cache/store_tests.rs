@@ -36,6 +36,22 @@ impl Rig {
     }
 
     fn put(&self, path: &str, request: &[(&str, &str)], response: &[(&str, &str)], body: &str) {
+        self.put_entry(path, request, response, body, (self.store.begin(), self.now));
+    }
+
+    /// A response without fields, of a fetch that has `begun`, `received` so many seconds from now.
+    fn put_of(&self, path: &str, begun: u64, received: u64, body: &str) {
+        self.put_entry(path, &[], &[], body, (begun, self.now + Duration::from_secs(received)));
+    }
+
+    fn put_entry(
+        &self,
+        path: &str,
+        request: &[(&str, &str)],
+        response: &[(&str, &str)],
+        body: &str,
+        (begun, received): (u64, Instant),
+    ) {
         let (request, response) = (headers(request), headers(response));
         let none: Arc<[Selector]> = Arc::new([]);
         let selecting = Selecting::new(select::selectors(&none, &response), &request);
@@ -44,8 +60,8 @@ impl Rig {
         let (ok, rules) = (StatusCode::OK, Rules::default());
         let terms = Terms::of(ok, &response, &control, &rules, date, Duration::ZERO);
         let body = Pieces::new([Bytes::copy_from_slice(body.as_bytes())]);
-        let entry = Entry::new(ok, &response, body, terms, selecting, (self.now, date), 0.5);
-        self.store.insert(&self.key(path), &request, Arc::new(entry), self.now);
+        let entry = Entry::new(ok, &response, body, terms, selecting, (received, date), 0.5);
+        self.store.insert(&self.key(path), &request, Arc::new(entry), begun, self.now);
     }
 
     /// The body found; "vary" where there are other variants only.
@@ -85,6 +101,47 @@ fn variants_side_by_side() {
 }
 
 #[test]
+fn what_was_forgotten_since_its_fetch_began_does_not_come_back() {
+    let rig = rig(1 << 20, 1);
+    let kept = |begun| {
+        rig.put_of("/", begun, 0, "x");
+        let kept = rig.get("/", &[], 0).is_some();
+        rig.store.invalidate(&rig.key("/"));
+        kept
+    };
+    let store = &rig.store;
+    let begun = store.begin();
+    let generation = store.generation(&rig.key("/"));
+    store.invalidate(&rig.key("/other"));
+    assert!(kept(begun));
+    assert!(!kept(begun), "that has forgotten it");
+    assert_ne!(store.generation(&rig.key("/")), generation);
+    let begun = store.begin();
+    store.purge(|key, _| key.ends_with(b"/other"));
+    assert!(kept(begun));
+    let begun = store.begin();
+    store.purge(|_, entry| entry.headers.is_empty());
+    store.purge(|key, _| key.ends_with(b"/other"));
+    assert!(!kept(begun));
+    let begun = store.begin();
+    for _ in 0..1_000 {
+        store.purge(|_, _| false);
+    }
+    assert!(!kept(begun), "nobody knows any more");
+    assert!(kept(store.begin()));
+}
+
+#[test]
+fn what_came_later_stays() {
+    let rig = rig(1 << 20, 1);
+    let begun = rig.store.begin();
+    for (received, body, want) in [(5, "a", "a"), (4, "b", "a"), (5, "c", "c"), (6, "d", "d")] {
+        rig.put_of("/", begun, received, body);
+        assert_eq!(rig.get("/", &[], 0).as_deref(), Some(want));
+    }
+}
+
+#[test]
 fn the_one_used_last_stays() {
     let rig = rig(8 << 10, 1);
     let body = "x".repeat(2_000);
@@ -121,9 +178,9 @@ fn purge_takes_what_is_meant() {
     rig.put("/a", &[], &[("cache-tag", "x, y")], "a");
     rig.put("/b", &[("foo", "1")], &[("vary", "foo"), ("surrogate-key", "y z")], "b");
     rig.put("/b", &[("foo", "2")], &[("vary", "foo")], "c");
-    assert_eq!(rig.store.purge(|_| true, |entry| entry.has_tag(b"y")), 2);
+    assert_eq!(rig.store.purge(|_, entry| entry.has_tag(b"y")), 2);
     assert_eq!(rig.get("/b", &[("foo", "2")], 0).as_deref(), Some("c"));
-    assert_eq!(rig.store.purge(|bytes| bytes.ends_with(b"/b"), |_| true), 1);
+    assert_eq!(rig.store.purge(|key, _| key.ends_with(b"/b")), 1);
     assert_eq!((rig.store.len(), rig.store.bytes()), (0, 0));
 }
 

@@ -269,20 +269,20 @@ impl Request<'_> {
     fn refresh(&self, entry: &Arc<Entry>) {
         let flights = &self.ask.shared().flights;
         let selectors = entry.selecting.selectors().clone();
-        let (flight_key, _) = self.flight_key(selectors);
+        let flight_key = self.flight_key(&Method::GET, selectors);
         let max_bytes = self.ask.rules().max_entry_bytes;
         let feed = match flights.join(flight_key, &self.ask.local.fanout, max_bytes, self.now, || false) {
             Part::Lead(feed, _) => feed,
             Part::Alone => flights.alone(&self.ask.local.fanout, max_bytes).0,
             Part::Follow(_) | Part::TooLate | Part::Full => return entry.end_refresh(),
         };
-        Fetch::new(self.ask, &self.key, self.asker, self.wish, Some(entry.clone())).start(feed);
+        self.start(feed, &Method::GET, Some(entry));
     }
 
-    fn flight_key(&self, selectors: Arc<[Selector]>) -> (Key, Selecting) {
+    fn flight_key(&self, method: &Method, selectors: Arc<[Selector]>) -> Key {
         let selecting = Selecting::new(selectors, self.ask.headers());
-        let keys = &self.ask.shared().keys;
-        (keys.of_flight(&self.key, &self.ask.parts.method, &selecting), selecting)
+        let Cache { keys, store, .. } = self.ask.shared();
+        keys.of_flight(&self.key, method, &selecting, store.generation(&self.key))
     }
 
     async fn fetch(&mut self, miss: &Miss, response: &mut Response<()>) -> Result<Fetched, Failure> {
@@ -292,18 +292,18 @@ impl Request<'_> {
         let part = if self.alone {
             Part::Alone
         } else {
-            let (flight_key, _) = self.flight_key(miss.selectors.clone());
+            let flight_key = self.flight_key(&ask.parts.method, miss.selectors.clone());
             let answered = || self.is_answered(miss);
             shared.flights.join(flight_key, &ask.local.fanout, max_bytes, Instant::now(), answered)
         };
         let reader = match part {
             Part::Lead(feed, reader) => {
-                self.start(feed, miss);
+                self.start(feed, &ask.parts.method, miss.stale.as_ref());
                 reader
             }
             Part::Alone => {
                 let (feed, reader) = shared.flights.alone(&ask.local.fanout, max_bytes);
-                self.start(feed, miss);
+                self.start(feed, &ask.parts.method, miss.stale.as_ref());
                 reader
             }
             Part::Follow(reader) => reader,
@@ -317,8 +317,8 @@ impl Request<'_> {
     }
 
     /// Sends the request, for this client and whoever follows.
-    fn start(&self, feed: Feed, miss: &Miss) {
-        Fetch::new(self.ask, &self.key, self.asker, self.wish, miss.stale.clone()).start(feed);
+    fn start(&self, feed: Feed, method: &Method, stale: Option<&Arc<Entry>>) {
+        Fetch::new(self.ask, method, &self.key, self.asker, self.wish, stale.cloned()).start(feed);
     }
 
     /// Whether the store has an answer by now.
@@ -361,7 +361,7 @@ impl Request<'_> {
                 }
                 Turn::Interim(_) => {}
                 // The fetch it followed has failed, and it is the one to try once more.
-                Turn::Lead(feed) => self.start(feed, miss),
+                Turn::Lead(feed) => self.start(feed, &ask.parts.method, miss.stale.as_ref()),
             }
         };
         let leads = reader.leads();
@@ -376,9 +376,9 @@ impl Request<'_> {
                 let status = forwarded(None, head.stored);
                 Ok(Fetched::Answered(answers::fetched(&head, reader, ask, status, response)))
             }
-            Answer::Validated(entry) => {
+            Answer::Validated { entry, stored, .. } => {
                 count.add(1);
-                let status = forwarded(Some(304), true);
+                let status = forwarded(Some(304), stored);
                 let age = entry.age(self.now);
                 Ok(Fetched::Answered(answers::stored(&entry, age, ask, status, response)))
             }

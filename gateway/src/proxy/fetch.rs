@@ -11,9 +11,9 @@ use std::task::{Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{
-    CONTENT_LENGTH, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, TRANSFER_ENCODING,
+    CONTENT_LENGTH, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE, TRANSFER_ENCODING,
 };
-use http::{HeaderMap, HeaderValue, Response, StatusCode, response};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, response};
 
 use super::body::{Lease, Request, RequestBody};
 use super::cached::Ask;
@@ -48,6 +48,8 @@ pub struct Fetch {
     /// Never refused for overload.
     exempt: bool,
     key: Key,
+    /// What the store asks for, to know what was forgotten since.
+    begun: u64,
     asker: Asker,
     wish: Wish,
     /// To be validated.
@@ -56,15 +58,25 @@ pub struct Fetch {
 }
 
 impl Fetch {
-    pub fn new(ask: &Ask<'_>, key: &Key, asker: Asker, wish: Wish, stale: Option<Arc<Entry>>) -> Self {
+    /// `method`: GET or HEAD, the request's own unless it is refreshed what that was answered with.
+    pub fn new(
+        ask: &Ask<'_>,
+        method: &Method,
+        key: &Key,
+        asker: Asker,
+        wish: Wish,
+        stale: Option<Arc<Entry>>,
+    ) -> Self {
         let route = ask.route();
         let own_host = !route.config.preserve_host || ask.seen.host.is_none();
         let host = own_host.then_some(&ask.local.snapshot.clusters[route.cluster].authority);
         let (client, trusted, request_id, trace) = (ask.client, ask.trusted, ask.request_id, ask.trace);
         let to = Upward { client, trusted, host, request_id, trace, body: Announced::Nothing };
-        let stored = stale.as_deref().filter(|_| !ask.is_head());
+        let is_head = *method == Method::HEAD;
+        let stored = stale.as_deref().filter(|_| !is_head);
         let head = if ask.seen.caching || stored.is_some() {
             let mut parts = ask.parts.clone();
+            parts.method = method.clone();
             make_conditional(&mut parts.headers, stored);
             headers::write_upstream(&parts, ask.seen, &to)
         } else {
@@ -79,9 +91,10 @@ impl Fetch {
             own_host,
             balance_key: ask.balance_key,
             request: ask.parts.headers.clone(),
-            is_head: ask.is_head(),
+            is_head,
             exempt: shed::is_exempt(&ask.local.snapshot, ask.parts.uri.path()),
             key: key.clone(),
+            begun: ask.shared().store.begin(),
             asker,
             wish,
             stale,
@@ -142,7 +155,8 @@ impl Fetch {
         let received = Received { sent, at: Instant::now(), date: SystemTime::now() };
         headers::toward_anybody(&mut parts.headers, parts.version, &self.proxy.date.borrow());
         parts.headers = entry::compact(&parts.headers);
-        if let (StatusCode::NOT_MODIFIED, Some(stale)) = (parts.status, &self.stale) {
+        // Nothing was asked that a 304 to HEAD could answer.
+        if let (StatusCode::NOT_MODIFIED, Some(stale), false) = (parts.status, &self.stale, self.is_head) {
             self.validated(&feed, stale, &parts.headers, &received);
             lease.release(self.client.timer.now());
             return;
@@ -200,13 +214,7 @@ impl Fetch {
         let selecting = Selecting::new(select::selectors(&rules.selectors, &parts.headers), &self.request);
         // What is too large to be held whole is nobody else's either: it would go at the pace of one.
         let sharing = if fits { sharing } else { Sharing::Nobody };
-        let flights = &self.shared().flights;
-        match (sharing, feed.key()) {
-            (Sharing::Nobody, Some(key)) => flights.mark_unshared(key.hash, received.at),
-            (Sharing::Everybody, None) => flights.unmark(self.flight_hash(&selecting)),
-            (Sharing::Everybody | Sharing::Failure { .. }, Some(_)) => {}
-            (Sharing::Nobody | Sharing::Failure { .. }, None) => {}
-        }
+        self.mark(feed, sharing, &selecting, received.at);
         let joinable = sharing == Sharing::Everybody && terms.initial_age < terms.lifetime;
         if !joinable {
             feed.close();
@@ -225,6 +233,17 @@ impl Fetch {
         });
         feed.answer(Answer::Head(head.clone()), keep);
         (head, keep)
+    }
+
+    /// Notes whether the next who ask at the same time are made one.
+    fn mark(&self, feed: &Feed, sharing: Sharing, selecting: &Selecting, now: Instant) {
+        let flights = &self.shared().flights;
+        match (sharing, feed.key()) {
+            (Sharing::Nobody, Some(key)) => flights.mark_unshared(key.hash, now),
+            (Sharing::Everybody, None) => flights.unmark(self.flight_hash(selecting)),
+            (Sharing::Everybody | Sharing::Failure { .. }, Some(_)) => {}
+            (Sharing::Nobody | Sharing::Failure { .. }, None) => {}
+        }
     }
 
     /// Passes the body on, at the pace of the fastest reader where it is not held whole.
@@ -288,10 +307,13 @@ impl Fetch {
 
     /// The upstream said that `stale` still holds.
     fn validated(&self, feed: &Feed, stale: &Arc<Entry>, update: &HeaderMap, received: &Received) {
-        let entry = self.renew(stale, update, received);
+        let (entry, stored) = self.renew(stale, update, received);
         self.counts().revalidated.add(1);
+        let for_everybody = stored && entry.terms.serves_waiters();
+        let sharing = if for_everybody { Sharing::Everybody } else { Sharing::Nobody };
+        self.mark(feed, sharing, &entry.selecting, received.at);
         feed.close();
-        feed.answer(Answer::Validated(entry), false);
+        feed.answer(Answer::Validated { entry, sharing, stored }, false);
     }
 
     /// What the answer to a HEAD says of a stored response: that it still holds, or that it does not (RFC 9111 §4.3.5).
@@ -312,23 +334,25 @@ impl Fetch {
         }
     }
 
-    /// Brings the head of a stored response up to date.
-    fn renew(&self, stale: &Entry, update: &HeaderMap, received: &Received) -> Arc<Entry> {
-        let rules = self.rules();
+    /// Brings the head of a stored response up to date; whether it may be kept so.
+    fn renew(&self, stale: &Entry, update: &HeaderMap, received: &Received) -> (Arc<Entry>, bool) {
+        let (rules, store) = (self.rules(), &self.shared().store);
         let mut headers = stale.headers.clone();
         policy::freshen(&mut headers, update);
         let control = Control::of(&headers);
         policy::strip(&mut headers, &control);
         let terms = received.terms(stale.status, &headers, &control, rules);
-        let allowed = policy::storable(self.asker, stale.status, &headers, &control, &rules.rules);
-        let (body, selecting) = (stale.body.clone(), stale.selecting.clone());
-        let when = (received.at, received.date);
+        let storable = |asker| policy::storable(asker, stale.status, &headers, &control, &rules.rules).is_ok();
+        let (allowed, for_others) = (storable(self.asker), storable(Asker::default()));
+        let selecting = Selecting::new(select::selectors(&rules.selectors, &headers), &self.request);
+        let (body, when) = (stale.body.clone(), (received.at, received.date));
         let entry = Arc::new(Entry::new(stale.status, &headers, body, terms, selecting, when, self.spread()));
-        match allowed {
-            Ok(()) => self.shared().store.insert(&self.key, &self.request, entry.clone(), received.at),
-            Err(_) => drop(self.shared().store.invalidate(&self.key)),
+        if allowed {
+            store.insert(&self.key, &self.request, entry.clone(), self.begun, received.at);
+        } else if !for_others {
+            store.invalidate(&self.key);
         }
-        entry
+        (entry, allowed)
     }
 
     fn store(&self, head: &Head, body: Pieces) {
@@ -340,7 +364,8 @@ impl Fetch {
         let when = (head.received, head.date);
         let (terms, selecting) = (head.terms.clone(), head.selecting.clone());
         let entry = Entry::new(head.status, &headers, body, terms, selecting, when, self.spread());
-        self.shared().store.insert(&self.key, &self.request, Arc::new(entry), Instant::now());
+        let store = &self.shared().store;
+        store.insert(&self.key, &self.request, Arc::new(entry), self.begun, Instant::now());
     }
 
     /// A fraction of its own for every key.
@@ -349,8 +374,8 @@ impl Fetch {
     }
 
     fn flight_hash(&self, selecting: &Selecting) -> u64 {
-        let method = if self.is_head { http::Method::HEAD } else { http::Method::GET };
-        self.shared().keys.of_flight(&self.key, &method, selecting).hash
+        let method = if self.is_head { Method::HEAD } else { Method::GET };
+        self.shared().keys.of_flight(&self.key, &method, selecting, 0).hash
     }
 
     fn rules(&self) -> &Route {
@@ -415,7 +440,7 @@ impl Received {
 
 /// Makes a request's fields ask for the whole response, or whether the stored one still holds.
 fn make_conditional(headers: &mut HeaderMap, stored: Option<&Entry>) {
-    for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE] {
+    for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE, IF_RANGE] {
         headers.remove(name);
     }
     let Some(stored) = stored else { return };
