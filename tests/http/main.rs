@@ -8,6 +8,7 @@ mod bodies;
 mod breaker;
 mod cache;
 mod cache_control;
+mod cache_poisoning;
 mod cache_races;
 mod cache_users;
 mod cluster;

@@ -18,10 +18,13 @@ impl Query {
         self.keep.is_none() && self.ignore.is_empty() && !self.sort
     }
 
+    /// The backend gets all of the query, so what it may read otherwise counts: a name in disguise, and what may be two
+    /// parameters, for some separate them by a semicolon as well.
     fn counts(&self, parameter: &str) -> bool {
         let name = parameter.split('=').next().unwrap_or_default();
-        self.keep.as_ref().is_none_or(|keep| keep.iter().any(|kept| kept == name))
-            && !self.ignore.iter().any(|ignored| ignored == name)
+        let is_in = |names: &[String]| names.iter().any(|listed| listed == name);
+        let kept = self.keep.as_ref().is_none_or(|keep| name.contains(['%', '+']) || is_in(keep));
+        parameter.contains(';') || kept && !is_in(&self.ignore)
     }
 
     fn write(&self, query: &str, out: &mut Vec<u8>) {
@@ -161,7 +164,9 @@ mod tests {
             (&plain, "a", "/", Some(""), "http://a/?"),
             (&keep, "a", "/", Some("c=1&b=2&a=3&ab=4"), "http://a/?b=2&a=3"),
             (&keep, "a", "/", Some("c=1"), "http://a/"),
+            (&keep, "a", "/", Some("%61=1&c=1;a=2&c=%61"), "http://a/?%61=1&c=1;a=2"),
             (&ignore, "a", "/", Some("utm=1&b=2&utm"), "http://a/?b=2"),
+            (&ignore, "a", "/", Some("utm=1;b=2"), "http://a/?utm=1;b=2"),
             (&sort, "a", "/", Some("b=2&a=9&a=1"), "http://a/?a=9&a=1&b=2"),
         ] {
             let target = Target { scheme: Scheme::Http, authority: host, path, query };

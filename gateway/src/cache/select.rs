@@ -110,7 +110,13 @@ fn values(selectors: &[Selector], request: &HeaderMap, out: &mut Vec<u8>) {
     const PRESENT: u8 = 1;
     for selector in selectors {
         let found = match selector {
-            Selector::Cookie(name) => cookie(request, name).map(|value| out.extend_from_slice(value)),
+            Selector::Cookie(name) => cookies(request, name)
+                .map(|value| {
+                    // Of one sent twice some backends take the last.
+                    out.extend_from_slice(value);
+                    out.push(b';');
+                })
+                .last(),
             Selector::Field(name) => request.contains_key(name).then(|| field(request, name, out)),
         };
         // Neither byte can stand in a field's value.
@@ -136,11 +142,18 @@ fn field(request: &HeaderMap, name: &HeaderName, out: &mut Vec<u8>) {
     }
 }
 
-/// The value of the first cookie called `name` (RFC 6265 §4.2.1).
+/// The value of the first cookie called `name`.
 pub fn cookie<'a>(request: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+    cookies(request, name).next()
+}
+
+/// The values of the cookies called `name` (RFC 6265 §4.2.1).
+fn cookies<'a>(request: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a [u8]> {
     let pairs =
         request.get_all(COOKIE).into_iter().flat_map(|line| line.as_bytes().split(|&byte| byte == b';'));
-    pairs.map(<[u8]>::trim_ascii).find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+    pairs
+        .map(<[u8]>::trim_ascii)
+        .filter_map(move |pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
 #[cfg(test)]
@@ -198,6 +211,7 @@ mod tests {
         assert!(!mine.matches(&headers(&[("x-key", "1"), ("cookie", "xsession=me")])));
         assert!(!mine.matches(&headers(&[("x-key", "2"), ("cookie", "session=me")])));
         assert!(!mine.matches(&headers(&[("x-key", "1")])));
+        assert!(!mine.matches(&headers(&[("x-key", "1"), ("cookie", "session=me; session=you")])));
         let varied = selectors(&route, &headers(&[("vary", "x-key, b, a")]));
         let names: Vec<&str> = varied.iter().map(Selector::name).collect();
         assert_eq!(names, ["x-key", "session", "a", "b"]);

@@ -121,7 +121,7 @@ impl Ask<'_> {
         let snapshot = &self.local.snapshot;
         let rules = snapshot.routes[snapshot.table.find(authority, &path)?].cache.as_ref()?;
         let target = Target { scheme: self.scheme(), authority, path: &path, query: uri.query() };
-        Some(self.shared().keys.key(rules.scope, &target, &rules.query, Vec::new()))
+        Some(self.shared().keys.key(self.scope(rules), &target, &rules.query, Vec::new()))
     }
 
     fn key(&self) -> Key {
@@ -129,7 +129,12 @@ impl Ask<'_> {
         let target =
             Target { scheme: self.scheme(), authority: self.authority, path: uri.path(), query: uri.query() };
         let room = std::mem::take(&mut *self.local.key.borrow_mut());
-        self.shared().keys.key(rules.scope, &target, &rules.query, room)
+        self.shared().keys.key(self.scope(rules), &target, &rules.query, room)
+    }
+
+    /// Backends may go by what a trusted proxy says of the site, and proxies pass on much of what clients say.
+    fn scope(&self, rules: &cache::Route) -> u64 {
+        if self.trusted { rules.scope ^ self.seen.site } else { rules.scope }
     }
 
     /// Sites answer differently by it, with redirects above all.

@@ -3,6 +3,9 @@
 //! RFC 9110 §7.6.1 (hop-by-hop), §7.6.3 (Via). The values of a connection that never change are
 //! made once; one pass over the names decides what there is to do.
 
+use std::hash::{BuildHasher, RandomState};
+use std::sync::LazyLock;
+
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH,
     CONTENT_TYPE, COOKIE, DATE, EXPECT, Entry, FORWARDED, GetAll, HOST, HeaderName, IF_MATCH,
@@ -22,6 +25,10 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// What begins so is the word of a proxy.
+const X_FORWARDED: &str = "x-forwarded-";
+static SECRET: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// The pseudonym in `Via`.
 static PSEUDONYM_11: HeaderValue = HeaderValue::from_static("1.1 gateway");
@@ -45,6 +52,8 @@ pub struct Seen {
     pub caching: bool,
     /// A field of W3C Trace Context.
     pub trace: bool,
+    /// A secret hash of what a proxy says of the site that was asked for, besides its scheme; 0: nothing.
+    pub site: u64,
     te: bool,
     hop_by_hop: bool,
     via: bool,
@@ -77,20 +86,26 @@ impl Seen {
                 VIA => (seen.via, seen.proxy_field) = (true, Some("Via")),
                 FORWARDED => (seen.rewritten, seen.proxy_field) = (true, Some("Forwarded")),
                 CONTENT_LENGTH => (seen.content_length, seen.rewritten) = (true, true),
-                _ => seen.see_other(name.as_str()),
+                _ => seen.see_other(name.as_str(), value),
             }
         }
         seen
     }
 
-    fn see_other(&mut self, name: &str) {
+    fn see_other(&mut self, name: &str, value: &HeaderValue) {
         match name {
             "x-api-key" => self.caching = true,
             "keep-alive" | "proxy-connection" => self.hop_by_hop = true,
             "traceparent" | "tracestate" => self.trace = true,
             "x-forwarded-for" => (self.rewritten, self.proxy_field) = (true, Some("X-Forwarded-For")),
             "x-request-id" => (self.request_id, self.rewritten) = (true, true),
-            "x-forwarded-proto" | "x-forwarded-host" | "x-real-ip" => self.rewritten = true,
+            "x-real-ip" => self.rewritten = true,
+            _ if name.starts_with(X_FORWARDED) => {
+                self.rewritten = true;
+                if !(name == X_FORWARDED_PROTO && is_scheme(value.as_bytes())) {
+                    self.site = SECRET.hash_one((self.site, name, value.as_bytes()));
+                }
+            }
             _ => {}
         }
     }
@@ -99,6 +114,11 @@ impl Seen {
     pub fn authority(&self) -> &str {
         self.host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default()
     }
+}
+
+/// What a cache's key tells apart without a hash.
+fn is_scheme(value: &[u8]) -> bool {
+    value.eq_ignore_ascii_case(b"http") || value.eq_ignore_ascii_case(b"https")
 }
 
 fn is_authority(host: &[u8]) -> bool {
@@ -224,7 +244,8 @@ impl Carry {
                 "traceparent" => trace.keeps_parent(),
                 "tracestate" => trace.keeps_state(),
                 "content-length" | "via" | "x-forwarded-for" | "x-request-id" => false,
-                "forwarded" | "x-forwarded-proto" | "x-forwarded-host" | "x-real-ip" => *trusted,
+                "forwarded" | "x-real-ip" => *trusted,
+                name if name.starts_with(X_FORWARDED) && !*trusted => false,
                 _ => !ends_here(name.as_str()) && !named.contains(name),
             },
         }
@@ -376,6 +397,7 @@ mod tests {
             ("host: a\nx-forwarded-for: 6.6.6.6\nforwarded: for=6.6.6.6", false, format!("host: a\n{ADDED}")),
             ("host: a\nx-forwarded-proto: https\nx-forwarded-host: evil", false, format!("host: a\n{ADDED}")),
             ("host: a\nx-real-ip: 6.6.6.6", false, format!("host: a\n{ADDED}")),
+            ("host: a\nx-forwarded-prefix: /evil", false, format!("host: a\n{ADDED}")),
             (
                 "host: a\nconnection: host, content-length, x-forwarded-for\ncontent-length: 3",
                 false,
