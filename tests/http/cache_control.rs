@@ -201,6 +201,14 @@ const TABLE: &[(&str, &[Step])] = &[
         ],
     ),
     (
+        "4.3.5: with a validator now",
+        &[
+            ("", "Cache-Control: max-age=60", Miss),
+            ("HEAD|Cache-Control: no-cache", "Cache-Control: max-age=60\nLast-Modified: @-99", Miss),
+            ("", "", Miss),
+        ],
+    ),
+    (
         "4.3.5: not of everybody's",
         &[
             ("", "Cache-Control: max-age=60\nETag: \"a\"", Miss),

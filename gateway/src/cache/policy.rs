@@ -339,12 +339,10 @@ pub fn freshen(stored: &mut HeaderMap, update: &HeaderMap) {
 }
 
 /// Whether `head`, which came without a body, is of the representation that is stored (RFC 9111 §4.3.5): nothing that
-/// both say of it differs.
+/// it says of it is missing or different there.
 pub fn is_same(stored: &HeaderMap, head: &HeaderMap) -> bool {
-    [ETAG, LAST_MODIFIED, CONTENT_LENGTH].iter().all(|name| match (stored.get(name), head.get(name)) {
-        (Some(stored), Some(head)) => stored == head,
-        (None, _) | (_, None) => true,
-    })
+    let says_so = |name| head.get(name).is_none_or(|value| stored.get(name) == Some(value));
+    [&ETAG, &LAST_MODIFIED, &CONTENT_LENGTH].into_iter().all(says_so)
 }
 
 /// Whether a response to `method` invalidates what is stored for its target (RFC 9111 §4.4).

@@ -342,7 +342,8 @@ impl Fetch {
         let control = Control::of(&headers);
         policy::strip(&mut headers, &control);
         let terms = received.terms(stale.status, &headers, &control, rules);
-        let storable = |asker| policy::storable(asker, stale.status, &headers, &control, &rules.rules).is_ok();
+        let storable =
+            |asker| policy::storable(asker, stale.status, &headers, &control, &rules.rules).is_ok();
         let (allowed, for_others) = (storable(self.asker), storable(Asker::default()));
         let selecting = Selecting::new(select::selectors(&rules.selectors, &headers), &self.request);
         let (body, when) = (stale.body.clone(), (received.at, received.date));
