@@ -392,6 +392,21 @@ fn purging() {
 }
 
 #[test]
+fn a_url_is_purged_however_it_is_written() {
+    let upstream = counting("Cache-Control: max-age=60\r\n");
+    let gateway = cached(&upstream, json!({ "key_query": { "ignore": ["utm"], "sort": true } }));
+    let mut client = gateway.connect();
+    for (round, url) in
+        ["http://a/x?b=2&utm=9&a=1", "http://A:80/%78?a=1&b=2", "a/y/../x?a=1&b=2"].into_iter().enumerate()
+    {
+        assert_eq!(client.get("/x?utm=1&a=1&b=2").text(), round.to_string(), "{url}");
+        assert_eq!(client.get("/x?a=1&b=2&utm=2").text(), round.to_string(), "{url}");
+        let answer = Api::of(&gateway).post("/v1/purge", &json!({ "url": url }));
+        assert_eq!(answer.json(), json!({ "purged": 1 }), "{url}");
+    }
+}
+
+#[test]
 fn a_reload_keeps_what_unchanged_routes_have() {
     let upstream = counting("Cache-Control: max-age=60\r\n");
     let route = |path: &str, ttl: &str| json!({ "path": path, "backend": upstream.url(), "enable_cache": true, "cache": { "ttl": ttl } });

@@ -76,6 +76,21 @@ pub struct Target<'a> {
     pub query: Option<&'a str>,
 }
 
+impl Target<'_> {
+    /// The URL as a key has it, with what `parts` leaves of its query.
+    pub fn write(&self, parts: &Query, out: &mut Vec<u8>) {
+        write_url(self.scheme, self.authority, self.path, out);
+        match self.query {
+            Some(query) if parts.is_plain() => {
+                out.push(b'?');
+                out.extend_from_slice(query.as_bytes());
+            }
+            Some(query) => parts.write(query, out),
+            None => {}
+        }
+    }
+}
+
 /// Bytes before the URL.
 pub const SCOPE_BYTES: usize = size_of::<u64>();
 
@@ -92,20 +107,11 @@ impl Keys {
 
     /// `scope` tells routes apart. `bytes`: empty; memory that another key has had, if there is some.
     pub fn key(&self, scope: u64, target: &Target<'_>, parts: &Query, mut bytes: Vec<u8>) -> Key {
-        let Target { path, query, .. } = *target;
         /// Scope, scheme, and what most hosts are no longer than.
         const USUAL_BYTES: usize = 64;
-        bytes.reserve(USUAL_BYTES + path.len() + query.map_or(0, str::len));
+        bytes.reserve(USUAL_BYTES + target.path.len() + target.query.map_or(0, str::len));
         bytes.extend_from_slice(&scope.to_ne_bytes());
-        write_url(target.scheme, target.authority, path, &mut bytes);
-        match query {
-            Some(query) if parts.is_plain() => {
-                bytes.push(b'?');
-                bytes.extend_from_slice(query.as_bytes());
-            }
-            Some(query) => parts.write(query, &mut bytes),
-            None => {}
-        }
+        target.write(parts, &mut bytes);
         Key { hash: self.hash(&bytes), bytes }
     }
 

@@ -142,7 +142,8 @@ impl Terms {
         let directives = &control.directives;
         let seconds = |delta: Option<u32>| Duration::from_secs(u64::from(delta.unwrap_or(0)));
         let date = date(headers, DATE).unwrap_or(received);
-        let given = rules.ttl.or_else(|| given(control, headers, date));
+        let ttl = rules.ttl.filter(|_| takes_a_ttl(status));
+        let given = ttl.or_else(|| given(control, headers, date));
         let guessed = || guessed(status, headers, control, date);
         let lifetime = given.or_else(guessed);
         let revalidate = directives.must_revalidate || directives.proxy_revalidate || directives.no_cache;
@@ -150,8 +151,11 @@ impl Terms {
         let age = age(headers).saturating_add(delay);
         Self {
             lifetime: lifetime.unwrap_or_default(),
-            // The date of what the route gives a lifetime does not count: it would be stale at once.
-            initial_age: age.max(received.duration_since(date).unwrap_or_default()),
+            // The date of what the route gives a lifetime does not count: by a slow clock it would be stale at once.
+            initial_age: match ttl {
+                Some(_) => age,
+                None => age.max(received.duration_since(date).unwrap_or_default()),
+            },
             given: given.is_some(),
             guessable: heuristically_cacheable(status, directives),
             always_validate: directives.no_cache,
@@ -272,6 +276,12 @@ fn given(control: &Control, headers: &HeaderMap, date: SystemTime) -> Option<Dur
     // What is no date, "0" above all, is in the past (RFC 9111 §5.3).
     let expires = self::date(headers, EXPIRES).unwrap_or(date);
     Some(expires.duration_since(date).unwrap_or_default())
+}
+
+/// Whether a route's `ttl` holds for it: it does not for errors that one client's request may have met alone, which
+/// everybody would get for as long.
+fn takes_a_ttl(status: StatusCode) -> bool {
+    status.is_success() || status.is_redirection() || matches!(status.as_u16(), 404 | 410)
 }
 
 /// A tenth of the time since the last change (RFC 9111 §4.2.2).

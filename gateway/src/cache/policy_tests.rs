@@ -144,7 +144,15 @@ fn how_long_it_is_fresh() {
     }
     let rules = Rules { ttl: Some(Duration::from_secs(7)), ..Rules::default() };
     assert_eq!(terms(200, "cache-control: max-age=60", &rules).lifetime, Duration::from_secs(7));
-    assert!(terms(500, "", &rules).given);
+    for (status, holds) in
+        [(204, true), (301, true), (404, true), (410, true), (400, false), (431, false), (500, false)]
+    {
+        assert_eq!(terms(status, "", &rules).given, holds, "{status}");
+        let own = terms(status, "cache-control: max-age=60", &rules).lifetime.as_secs();
+        assert_eq!(own, if holds { 7 } else { 60 }, "{status}");
+    }
+    let slow = format!("date: {}\nage: 5", at(-3_600));
+    assert_eq!(terms(200, &slow, &rules).initial_age, Duration::from_secs(5), "a slow clock");
 }
 
 #[test]

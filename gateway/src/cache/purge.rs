@@ -1,10 +1,12 @@
 //! Forgetting what is stored at somebody's wish: one URL, everything below a prefix, or a tag.
 
+use rustc_hash::FxHashSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Cache;
-use super::key::{self, Scheme};
+use super::key::{self, Query, Scheme, Target};
+use super::{Cache, Route};
+use crate::path;
 
 /// What is to go. URLs are whole: `http://host/path?query`; those of every route count.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -27,12 +29,12 @@ impl Purge {
 }
 
 impl Cache {
-    /// Tells how many responses went.
-    pub fn purge(&self, what: &Purge) -> usize {
+    /// Tells how many responses went. `routes`: those whose responses these are.
+    pub fn purge<'a>(&self, what: &Purge, routes: impl Iterator<Item = &'a Route>) -> usize {
         match what {
             Purge::Url(url) => {
-                let url = normal(url);
-                self.store.purge(move |key, _| key::url(key) == url)
+                let urls = urls(url, routes.map(|route| &route.query));
+                self.store.purge(move |key, _| urls.contains(key::url(key)))
             }
             Purge::Prefix(prefix) => {
                 let prefix = normal(prefix);
@@ -46,15 +48,40 @@ impl Cache {
     }
 }
 
-/// The URL as keys have it.
-fn normal(url: &str) -> Vec<u8> {
+/// The URL as keys have it, those of any route: each has its own idea of what counts in a query.
+fn urls<'a>(url: &str, queries: impl Iterator<Item = &'a Query>) -> FxHashSet<Vec<u8>> {
+    let (scheme, authority, rest) = split(url);
+    let (path, query) = match rest.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (rest, None),
+    };
+    let path = if path.is_empty() { "/" } else { path };
+    // What has no normal form is stored under no key either.
+    let normal = path::normalise(path).unwrap_or(path.into());
+    let target = Target { scheme, authority, path: &normal, query };
+    let url = |query| {
+        let mut out = Vec::new();
+        target.write(query, &mut out);
+        out
+    };
+    queries.map(url).collect()
+}
+
+/// A prefix as keys have it.
+fn normal(prefix: &str) -> Vec<u8> {
+    let (scheme, authority, rest) = split(prefix);
+    let mut out = Vec::with_capacity(prefix.len() + 8);
+    key::write_url(scheme, authority, if rest.starts_with('/') { "" } else { "/" }, &mut out);
+    out.extend_from_slice(rest.as_bytes());
+    out
+}
+
+/// Scheme, authority, and all that comes behind.
+fn split(url: &str) -> (Scheme, &str, &str) {
     let (scheme, rest) = match url.strip_prefix("https://") {
         Some(rest) => (Scheme::Https, rest),
         None => (Scheme::Http, url.strip_prefix("http://").unwrap_or(url)),
     };
-    let path = rest.find(['/', '?']).unwrap_or(rest.len());
-    let mut out = Vec::with_capacity(url.len() + 8);
-    key::write_url(scheme, &rest[..path], if rest[path..].starts_with('/') { "" } else { "/" }, &mut out);
-    out.extend_from_slice(&rest.as_bytes()[path..]);
-    out
+    let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    (scheme, authority, rest)
 }

@@ -20,7 +20,9 @@ impl Control {
                 "it names nothing: \"prefix\": \"http://host\" is everything of a host",
             ));
         }
-        let purged = self.state.current.load().cache.purge(what);
+        let snapshot = self.state.current.load();
+        let cached = snapshot.routes.iter().filter_map(|route| route.cache.as_ref());
+        let purged = snapshot.cache.purge(what, cached);
         tracing::info!(?what, purged, "purged");
         Ok(Purged { purged })
     }
