@@ -25,9 +25,9 @@ const ROUND: Duration = Duration::from_millis(100);
 const STANDING: usize = 10;
 
 /// Watches for as long as it is polled.
-pub async fn watch(current: Arc<Current>, registry: Arc<Registry>) {
+pub async fn watch(meter: Meter, current: Arc<Current>, registry: Arc<Registry>) {
     let affordable = Affordable::with(registry.workers.len());
-    let (meter, mut pressure, mut room) = (Meter::of_this_process(), Pressure::default(), Room::default());
+    let (mut pressure, mut room) = (Pressure::default(), Room::default());
     let mut delays: Vec<Delay> = registry.workers.iter().map(|_| Delay::default()).collect();
     let mut interval = tokio::time::interval(ROUND);
     interval.set_missed_tick_behavior(MissedTickBehavior::Skip);

@@ -1,7 +1,7 @@
 //! Reads what the process has used up: memory, by its cgroups and its own account, and file descriptors.
 //!
-//! The guard asks it ten times a second. What it reads stays open, for to open one of the kernel's files costs more than
-//! what it says. What cannot be read counts as unused.
+//! The guard asks it ten times a second. What it always reads stays open, for to open one of the kernel's files costs more
+//! than what it says. What cannot be read counts as unused.
 
 use std::cell::RefCell;
 use std::fs::{self, File};
@@ -27,8 +27,9 @@ struct Told {
 /// One cgroup.
 struct Cgroup {
     limit: Told,
-    usage: Told,
-    stat: Told,
+    /// Of the few that have one.
+    usage: PathBuf,
+    stat: PathBuf,
     /// The row of `stat` with what the kernel takes back before it kills: pages of files that nobody has used lately.
     reclaimable: &'static str,
 }
@@ -74,7 +75,7 @@ fn open_descriptors() -> u64 {
 impl Told {
     fn open(path: &Path) -> Option<Self> {
         /// More than any of them says.
-        const ROOM_BYTES: usize = 16 * 1024;
+        const ROOM_BYTES: usize = 256;
         Some(Self { file: File::open(path).ok()?, text: RefCell::new(vec![0; ROOM_BYTES]) })
     }
 
@@ -84,25 +85,25 @@ impl Told {
         let length = self.file.read_at(&mut text, 0).ok()?;
         of(std::str::from_utf8(&text[..length]).ok()?)
     }
+}
 
-    fn number(&self) -> Option<u64> {
-        self.read(|text| text.trim().parse().ok())
-    }
+fn number(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
 }
 
 impl Cgroup {
     fn open(folder: &Path, [limit, usage, stat, reclaimable]: Version) -> Option<Self> {
-        let open = |name| Told::open(&folder.join(name));
-        Some(Self { limit: open(limit)?, usage: open(usage)?, stat: open(stat)?, reclaimable })
+        let [limit, usage, stat] = [limit, usage, stat].map(|name| folder.join(name));
+        Some(Self { limit: Told::open(&limit)?, usage, stat, reclaimable })
     }
 
     /// What is used and cannot be taken back, of the limit; `None`: there is none.
     fn share(&self) -> Option<f64> {
         // "max", or of version 1 nearly 2^63.
-        let limit = self.limit.number().filter(|&limit| limit < 1 << 62)?;
-        let usage = self.usage.number()?;
-        let reclaimable = self.stat.read(|text| row(text, self.reclaimable)).unwrap_or_default();
-        Some(usage.saturating_sub(reclaimable) as f64 / limit.max(1) as f64)
+        let limit = self.limit.read(number).filter(|&limit| limit < 1 << 62)?;
+        let usage = number(&fs::read_to_string(&self.usage).ok()?)?;
+        let reclaimable = row(&fs::read_to_string(&self.stat).unwrap_or_default(), self.reclaimable);
+        Some(usage.saturating_sub(reclaimable.unwrap_or_default()) as f64 / limit.max(1) as f64)
     }
 }
 

@@ -34,6 +34,7 @@ use crate::handover::{self, Estate, Inheritance, Predecessor};
 use crate::kernel::Kernel;
 use crate::lists::{self, Lists};
 use crate::metrics::Registry;
+use crate::overload::meter::Meter;
 use crate::privileges::{self, Identity};
 use crate::reload::{Watch, requests};
 use crate::snapshot::{Current, Snapshot};
@@ -243,7 +244,9 @@ impl Server {
             (control, tasks)
         });
         let mut succession: Option<JoinHandle<io::Result<usize>>> = None;
-        let guard = tokio::spawn(guard::watch(self.current.clone(), self.registry.clone()));
+        // What it reads is open before anybody is told that the gateway is ready.
+        let meter = Meter::of_this_process();
+        let guard = tokio::spawn(guard::watch(meter, self.current.clone(), self.registry.clone()));
         let mut watch = Watch::new(&config::watched(&self.source.file).1)
             .inspect_err(|error| {
                 tracing::warn!(%error, file = %self.source.file.display(), "cannot watch the configuration; reload with SIGHUP");
