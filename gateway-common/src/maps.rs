@@ -17,6 +17,7 @@ pub const BLOCKS: &str = "gw_blocks";
 pub const ALLOW: &str = "gw_allow";
 pub const DENY: &str = "gw_deny";
 pub const PENALTY: &str = "gw_penalty";
+pub const MARKS: &str = "gw_marks";
 pub const KNOWN: &str = "gw_known";
 pub const BUCKET: &str = "gw_bucket";
 pub const FLOOD: &str = "gw_flood";

@@ -36,6 +36,13 @@ pub struct Word {
     until: u32,
 }
 
+/// What the words of all classes say together: how many of each are shed, and in which epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shedding {
+    levels: [u16; Class::ALL.len()],
+    epoch: u16,
+}
+
 /// Units of a word's end, 1.05 ms each: 32 bits of them are 52 days, far more than any word lives.
 #[inline(always)]
 pub const fn ticks(now_ns: u64) -> u32 {
@@ -58,17 +65,46 @@ impl Word {
         let left = this.until.wrapping_sub(ticks(now_ns)) as i32;
         if word != 0 && left > 0 { Some(this) } else { None }
     }
+}
 
-    /// Whether a source is among those that this level sheds in this epoch: the same answer for all of it.
+impl Shedding {
+    /// The words of the classes as the map holds them; `None`: none is in force. All in force are of one epoch, but
+    /// for the microsecond in which userspace writes the next one's; then any of the two will do.
     #[inline(always)]
-    pub fn sheds(&self, key: &[u64; 2], source: &Address) -> bool {
-        self.level > 0 && (hash(key, source, self.epoch.into()) as u16) < self.level
+    pub fn read(words: [u64; Class::ALL.len()], now_ns: u64) -> Option<Self> {
+        let mut found = None;
+        let mut levels = [0; Class::ALL.len()];
+        for (level, word) in levels.iter_mut().zip(words) {
+            if let Some(word) = Word::read(word, now_ns) {
+                (*level, found) = (word.level, Some(word.epoch));
+            }
+        }
+        Some(Self { levels, epoch: found? })
+    }
+
+    /// A source's place among 65,536, the same for all of the epoch.
+    #[inline(always)]
+    pub fn place(&self, key: &[u64; 2], source: &Address) -> u16 {
+        hash(key, source, self.epoch) as u16
+    }
+
+    /// Whether a source at that place is shed if it is of `class`.
+    #[inline(always)]
+    pub fn sheds(&self, class: Class, place: u16) -> bool {
+        Class::ALL.iter().zip(self.levels).any(|(of, level)| *of == class && place < level)
+    }
+
+    /// Whether it is shed in any class: for most it is not, and theirs need not be looked up.
+    #[inline(always)]
+    pub fn sheds_in_some_class(&self, place: u16) -> bool {
+        self.levels.iter().any(|level| place < *level)
     }
 }
 
-/// SipHash-2-4 (Aumasson, Bernstein) over a source and an epoch: keyed, for a client can choose its address.
+/// SipHash-1-3 (Aumasson, Bernstein; the variant that Linux and Rust's own maps have) over a source's octets and an
+/// epoch: keyed, for a client can choose its address.
 #[inline(always)]
-pub fn hash(key: &[u64; 2], source: &Address, epoch: u64) -> u64 {
+pub fn hash(key: &[u64; 2], source: &Address, epoch: u16) -> u64 {
     let [first, second] = source.halves();
     let mut state = [
         key[0] ^ 0x736f_6d65_7073_6575,
@@ -76,15 +112,21 @@ pub fn hash(key: &[u64; 2], source: &Address, epoch: u64) -> u64 {
         key[0] ^ 0x6c79_6765_6e65_7261,
         key[1] ^ 0x7465_6462_7974_6573,
     ];
-    const BYTES: u64 = 24 << 56;
-    for word in [first, second, epoch, BYTES] {
+    let mut take = |word: u64| {
         state[3] ^= word;
         round(&mut state);
-        round(&mut state);
         state[0] ^= word;
+    };
+    // The number of octets stands in the last word's last.
+    if source.is_mapped() {
+        take(second >> 32 | u64::from(epoch) << 32 | 6 << 56);
+    } else {
+        take(first);
+        take(second);
+        take(u64::from(epoch) | 18 << 56);
     }
     state[2] ^= 0xff;
-    for _ in 0..4 {
+    for _ in 0..3 {
         round(&mut state);
     }
     state[0] ^ state[1] ^ state[2] ^ state[3]
@@ -108,7 +150,7 @@ fn round(state: &mut [u64; 4]) {
 
 #[cfg(test)]
 mod tests {
-    extern crate std;
+    use core::net::IpAddr;
 
     use super::*;
 
@@ -118,23 +160,23 @@ mod tests {
         Address::from_ipv4(n.to_be())
     }
 
-    /// Beside the standard library's, which gives what the paper's appendix A gives.
+    /// Beside the `siphasher` crate's.
     #[test]
-    #[allow(deprecated, reason = "it is deprecated for hash tables, and is the function that we mean")]
     fn it_is_siphash() {
-        use std::hash::{Hasher, SipHasher};
-        let theirs = |bytes: &[u8]| {
-            let mut hasher = SipHasher::new_with_keys(KEY[0], KEY[1]);
-            hasher.write(bytes);
-            hasher.finish()
+        use core::hash::Hasher;
+        use siphasher::sip::SipHasher13;
+        let held = |address: IpAddr, octets: &[u8], epoch: u16| {
+            let mut theirs = SipHasher13::new_with_keys(KEY[0], KEY[1]);
+            theirs.write(octets);
+            theirs.write(&epoch.to_le_bytes());
+            assert_eq!(hash(&KEY, &Address::from(address), epoch), theirs.finish(), "{address}");
         };
-        assert_eq!(theirs(&core::array::from_fn::<u8, 15, _>(|place| place as u8)), 0xa129_ca61_49be_45e5);
         for first in 0..=255 {
-            let bytes: [u8; 24] = core::array::from_fn(|place| first ^ place as u8);
-            let (octets, epoch) = bytes.split_at(16);
-            let source = Address { octets: octets.try_into().unwrap() };
-            let epoch = u64::from_le_bytes(epoch.try_into().unwrap());
-            assert_eq!(hash(&KEY, &source, epoch), theirs(&bytes));
+            let octets: [u8; 16] = core::array::from_fn(|place| first ^ place as u8);
+            let epoch = u16::from_le_bytes([first, !first]);
+            held(octets.into(), &octets, epoch);
+            let [_, octets @ .., _] = [first, 7, first, !first, 9, first];
+            held(octets.into(), &octets, epoch);
         }
     }
 
@@ -150,12 +192,20 @@ mod tests {
         assert_eq!(Word::read(0, 1 << 63), None);
     }
 
+    fn shedding(levels: [u16; 3], epoch: u16) -> Shedding {
+        Shedding::read(levels.map(|level| Word::new(level, epoch, 1 << 40).pack()), 0).unwrap()
+    }
+
+    fn sheds(shedding: Shedding, key: &[u64; 2], class: Class, n: u32) -> bool {
+        shedding.sheds(class, shedding.place(key, &source(n)))
+    }
+
     /// In each epoch the share that the level says, and others in the next.
     #[test]
     fn a_level_sheds_its_share_and_no_source_for_long() {
         const SOURCES: u32 = 20_000;
         for level in [0, 6_554, 32_768, u16::MAX] {
-            let shed = |epoch, n| Word::new(level, epoch, 1 << 40).sheds(&KEY, &source(n));
+            let shed = |epoch, n| sheds(shedding([0, level, 0], epoch), &KEY, Class::Known, n);
             let count = (0..SOURCES).filter(|n| shed(1, *n)).count() as f64;
             let share = f64::from(level) / 65_536.0;
             assert!((count / f64::from(SOURCES) - share).abs() < 0.015, "{count} at {level}");
@@ -165,9 +215,34 @@ mod tests {
     }
 
     #[test]
+    fn each_class_has_its_own_level() {
+        let shedding = shedding([300, 200, 100], 7);
+        for (place, of_classes) in [
+            (99, [true, true, true]),
+            (100, [true, true, false]),
+            (200, [true, false, false]),
+            (299, [true, false, false]),
+            (300, [false, false, false]),
+        ] {
+            assert_eq!(Class::ALL.map(|class| shedding.sheds(class, place)), of_classes, "{place}");
+            assert_eq!(shedding.sheds_in_some_class(place), of_classes.contains(&true), "{place}");
+        }
+    }
+
+    #[test]
+    fn what_has_ended_sheds_nobody() {
+        let [past, future] = [1 << 30, 1 << 40].map(|until| Word::new(9, 3, until).pack());
+        assert_eq!(Shedding::read([0; 3], 1 << 35), None);
+        assert_eq!(Shedding::read([past; 3], 1 << 35), None);
+        let only_known = Shedding { levels: [0, 9, 0], epoch: 3 };
+        assert_eq!(Shedding::read([past, future, 0], 1 << 35), Some(only_known));
+    }
+
+    #[test]
     fn another_key_sheds_others() {
-        let word = Word::new(32_768, 1, 1 << 40);
-        let same = (0..1_000).filter(|n| word.sheds(&KEY, &source(*n)) == word.sheds(&[1, 2], &source(*n)));
+        let shedding = shedding([32_768; 3], 1);
+        let shed = |key, n| sheds(shedding, key, Class::Unknown, n);
+        let same = (0..1_000).filter(|n| shed(&KEY, *n) == shed(&[1, 2], *n));
         assert!((350..650).contains(&same.count()));
     }
 }

@@ -21,8 +21,8 @@ use gateway_common::policy::{
     Blocks, Bucket, FOREVER, HAS_ALLOW, HAS_DENY, Holder, Listener, Policy, Port, Rule, SLOTS, Source,
     TRUSTED,
 };
-use gateway_common::pressure::{self, Word};
-use gateway_common::standing::{Class, Known, Penalty};
+use gateway_common::pressure::{self, Shedding, Word};
+use gateway_common::standing::{Class, Known, Mark, Penalty};
 use gateway_common::{Address, Count, Family, Verdict, counters};
 
 use crate::packet::Segment;
@@ -59,6 +59,11 @@ static DENY: LpmTrie<Source, Rule, MAX_NETWORKS> = LpmTrie::new();
 /// Not LRU: a penalty is not forgotten because others came.
 #[btf_map(name = "gw_penalty")]
 static PENALTY: HashMap<Address, Penalty, MAX_PENALTIES> = HashMap::new();
+
+/// A bit for each mark of a source that has a penalty; sources without one are not looked up. Userspace, before the
+/// penalty and after it.
+#[btf_map(name = "gw_marks")]
+static MARKS: Array<u64, { Mark::WORDS }> = Array::new();
 
 /// Source → how well it is known. Userspace, once a second at most. Forgetting one costs it rank only.
 #[btf_map(name = "gw_known")]
@@ -181,21 +186,13 @@ pub fn may_answer(now: u64) -> bool {
     with_cookies() && Word::read(state(pressure::ARMED), now).is_some()
 }
 
-/// Whether the source's class is shed just now, and the source with it. Most sources are shed in no class, and those
-/// need not be looked up.
+/// Whether the source's class is shed just now, and the source with it.
 #[inline(always)]
 pub fn sheds(key: &[u64; 2], source: &Address, now: u64) -> bool {
-    let shed_in = |class: &Class| {
-        let word = Word::read(state(pressure::SHED + *class as u32), now);
-        word.is_some_and(|word| word.sheds(key, source))
-    };
-    let classes = Class::ALL.iter().filter(|class| shed_in(class)).fold(0, |all, class| all | bit(*class));
-    classes != 0 && classes & bit(class(source, now)) != 0
-}
-
-#[inline(always)]
-fn bit(class: Class) -> u32 {
-    1 << class as u32
+    let words = Class::ALL.map(|class| state(pressure::SHED + class as u32));
+    let Some(shedding) = Shedding::read(words, now) else { return false };
+    let place = shedding.place(key, source);
+    shedding.sheds_in_some_class(place) && shedding.sheds(class(source, now), place)
 }
 
 #[inline(always)]
@@ -281,6 +278,12 @@ unsafe fn add(word: *mut u64) {
 /// The penalty in force against a source.
 #[inline(always)]
 pub fn penalty(source: Address, now: u64) -> Option<InForce> {
+    let mark = Mark::of(&source);
+    // SAFETY: a look-up just returned the pointer to an aligned word, which userspace may write.
+    let marks = unsafe { MARKS.get_ptr(mark.word())?.read_volatile() };
+    if marks & mark.bit() == 0 {
+        return None;
+    }
     let penalty = PENALTY.get_ptr_mut(source)?;
     // SAFETY: a look-up just returned the pointer, and the entry stays mapped while the program runs.
     let until = unsafe { (*penalty).until_ns };

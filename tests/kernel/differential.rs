@@ -9,7 +9,7 @@ use gateway::datapath::{Datapath, Entry, Standings, sys};
 use gateway_common::policy::FOREVER;
 use gateway_common::pressure::{BLOCKING, PENALTIES};
 use gateway_common::standing::{Class, Penalty};
-use gateway_common::{Action, Family, Verdict};
+use gateway_common::{Action, Address, Family, Verdict};
 use gateway_tests::kernel::packet::{ACK, Extension, FIN, Packet, RST, Random, SYN, TCP, UDP};
 use gateway_tests::kernel::policy::{budget, networks};
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -176,8 +176,9 @@ impl Pair {
                 self.model.penalties.insert(client, (level, until));
             }
             1 => {
-                self.standings.lift(&client.into()).unwrap();
                 self.model.penalties.remove(&client);
+                let others = self.model.penalties.keys().copied().map(Address::from);
+                self.standings.lift(&[client.into()], others).unwrap();
             }
             2 => {
                 let class = random.pick(&[Class::Known, Class::Proven]);
@@ -205,9 +206,9 @@ fn batch(pair: &mut Pair, entry: Entry, seed: u64, met: &mut HashMap<(Verdict, F
     let start_ns = (seed + 1) * PAUSE_NS;
     let policy = policy(&mut random, seed, start_ns);
     pair.datapath.apply(&policy, &listeners(&LISTENERS)).unwrap();
-    for (source, _) in pair.standings.penalties().unwrap() {
-        pair.standings.lift(&source).unwrap();
-    }
+    let penalties = pair.standings.penalties().unwrap();
+    let penalised: Vec<_> = penalties.into_iter().map(|(source, _)| source).collect();
+    pair.standings.lift(&penalised, [].into_iter()).unwrap();
     pair.standings.arm(None).unwrap();
     pair.standings.shed([0; 3], 0, 0).unwrap();
     let may_arm = !random.one_in(4);

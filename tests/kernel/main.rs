@@ -15,6 +15,7 @@ mod flood;
 mod full;
 mod headers;
 mod interfaces;
+mod marks;
 mod memory;
 mod metrics;
 mod model;

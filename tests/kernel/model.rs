@@ -2,12 +2,14 @@
 //! kernel half. It shares with it the verdicts and nothing else.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::Hasher;
 use std::net::{IpAddr, SocketAddr};
 
 use gateway::config::{Kernel, Listed};
 use gateway::datapath::Entry;
 use gateway_common::standing::Class;
 use gateway_common::{Family, Verdict};
+use siphasher::sip::SipHasher13;
 
 use crate::headers::{self, Kind, Segment};
 
@@ -249,16 +251,13 @@ fn cut(address: IpAddr, prefix: u8) -> IpAddr {
     }
 }
 
-/// The lowest 16 bits of the standard library's SipHash-2-4.
-#[allow(deprecated, reason = "it is deprecated for hash tables, and is the function that is meant")]
+/// The lowest 16 bits of SipHash-1-3.
 fn siphash([first, second]: [u64; 2], source: IpAddr, epoch: u16) -> u16 {
-    use std::hash::{Hasher, SipHasher};
-    let octets = match source {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
-    };
-    let mut hasher = SipHasher::new_with_keys(first, second);
-    hasher.write(&octets);
-    hasher.write(&u64::from(epoch).to_le_bytes());
+    let mut hasher = SipHasher13::new_with_keys(first, second);
+    match source {
+        IpAddr::V4(address) => hasher.write(&address.octets()),
+        IpAddr::V6(address) => hasher.write(&address.octets()),
+    }
+    hasher.write(&epoch.to_le_bytes());
     hasher.finish() as u16
 }

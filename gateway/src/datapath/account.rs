@@ -14,7 +14,7 @@ use gateway_common::maps::{ALLOW, BUCKET, DENY, KNOWN, PENALTY, STATE};
 use gateway_common::policy::{
     Bucket, Charged, FOREVER, HAS_CEILING, Holder, MAY_SEND_COOKIES, Policy, Rule, Source, TRUSTED,
 };
-use gateway_common::pressure::{ATTENTION, COOKIES, MAY_ARM, SHED, Word};
+use gateway_common::pressure::{ATTENTION, COOKIES, MAY_ARM, SHED, Shedding};
 use gateway_common::standing::{BLOCKED, Class, Known, Penalty, SLOWED_BY};
 use gateway_common::{Address, Family, Verdict};
 use ipnet::IpNet;
@@ -81,8 +81,12 @@ pub fn read(
     let words = Array::<_, u64>::try_from(map(bpf, STATE)?).map_err(Error::map(STATE))?;
     let word = |place| words.get(&place, 0).map_err(Error::map(STATE));
     let attention = word(ATTENTION)?;
-    let is_shed =
-        Word::read(word(SHED + class as u32)?, now).is_some_and(|word| word.sheds(&policy.shed_key, &client));
+    let mut levels = [0; Class::ALL.len()];
+    for (level, place) in levels.iter_mut().zip(SHED..) {
+        *level = word(place)?;
+    }
+    let is_shed = Shedding::read(levels, now)
+        .is_some_and(|shedding| shedding.sheds(class, shedding.place(&policy.shed_key, &client)));
     // Only XDP sends packets back, and counts them against a ceiling.
     let answers = config.mode != KernelMode::Tc;
     let could_answer =

@@ -142,11 +142,14 @@ impl Heartbeat {
         // Workers are to hear of it first.
         sources.sentences().bound(escalation, now_ns + LETS_GO_NS);
         let over = sources.sentences().over(now_ns);
+        if !over.is_empty() {
+            let addresses: Vec<Address> = over.iter().copied().map(Address::from).collect();
+            self.standings.lift(&addresses, sources.sentences().kept().map(Address::from))?;
+        }
         for source in over {
-            self.standings.lift(&source.into())?;
             tracing::info!(%source, "penalty over");
         }
-        let others = self.standings.attention() & !(PENALTIES | BLOCKING);
+        let others = self.standings.attention()? & !(PENALTIES | BLOCKING);
         let attention = sources.sentences().attention(now_ns);
         self.standings.attend(others | attention)
     }

@@ -14,8 +14,10 @@ use gateway_common::pressure::ATTENTION;
 
 use super::bequest::Bequest;
 use super::error::Error;
+use super::fill;
+use super::marks::Marks;
 use super::policy::{array, map_mut};
-use super::{fill, standings};
+use super::standings::{data, shared};
 
 /// Copies from the maps pinned in `folder`. What is of another shape there cannot be understood, and is
 /// forgotten; that is said.
@@ -75,7 +77,7 @@ fn copy<K: Pod, V: Pod>(
     let old = old(name)?;
     let mut new = HashMap::<_, K, V>::try_from(map_mut(bpf, name)?).map_err(&failed)?;
     let (mut count, mut refused) = (0, Ok(()));
-    fill::each(standings::data(&old, name)?, name, room, |keys, values| {
+    fill::each(data(&old, name)?, name, room, |keys, values| {
         for (key, value) in keys.iter().zip(values) {
             refused = std::mem::replace(&mut refused, Ok(())).and(new.insert(key, value, 0));
             count += 1;
@@ -92,8 +94,16 @@ fn copy_array<V: Pod>(bpf: &mut Ebpf, old: Old<'_>, name: &'static str, entries:
     (0..entries).try_for_each(|place| new.set(place, old.get(&place, 0)?, 0)).map_err(&failed)
 }
 
-/// Has the kernel half look at penalties from the first packet on.
+/// Has the kernel half look at the penalties that were copied, from the first packet on.
 fn attend(bpf: &mut Ebpf, old: Old<'_>) -> Result<(), Error> {
+    let mut marks = Marks::open(bpf)?;
+    let mut marked = Ok(());
+    fill::each(shared(bpf, PENALTY)?, PENALTY, (fill::nobody(), fill::no_penalty()), |sources, _| {
+        for source in sources {
+            marked = std::mem::replace(&mut marked, Ok(())).and_then(|()| marks.add(source));
+        }
+    })?;
+    marked?;
     let failed = Error::map(STATE);
     let old = Array::<_, u64>::try_from(old(STATE)?).map_err(&failed)?;
     let attention = old.get(&ATTENTION, 0).map_err(&failed)?;

@@ -19,6 +19,7 @@ mod interface;
 mod known;
 mod log;
 mod looser;
+mod marks;
 mod object;
 mod penalties;
 mod pins;

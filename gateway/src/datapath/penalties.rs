@@ -123,6 +123,11 @@ impl Sentences {
         over
     }
 
+    /// Sources whose entries are in the map.
+    pub fn kept(&self) -> impl Iterator<Item = IpAddr> {
+        self.by_source.iter().filter(|(_, sentence)| !sentence.lifted).map(|(source, _)| *source)
+    }
+
     /// What the kernel half has to look at.
     pub fn attention(&self, now_ns: u64) -> u64 {
         let in_force = self.by_source.values().filter(|sentence| now_ns < sentence.until_ns);
@@ -228,6 +233,7 @@ mod tests {
         assert_eq!(sentences.blocked(5 * S).collect::<Vec<_>>(), [source(2)]);
         assert!(sentences.over(10 * S).is_empty());
         assert_eq!(sentences.over(11 * S), [source(1)]);
+        assert_eq!(sentences.kept().collect::<Vec<_>>(), [source(2)]);
         assert!(sentences.over(12 * S).is_empty());
         assert_eq!(sentences.over(34 * S), [source(2)]);
         assert_eq!((sentences.by_level(34 * S), sentences.attention(34 * S)), ([0, 0], 0));

@@ -15,6 +15,7 @@ use gateway_common::pressure::{ARMED, ATTENTION, COOKIES, MAY_ARM, SHED, SHEDDIN
 use gateway_common::standing::{Class, Known, Penalty};
 
 use super::error::Error;
+use super::marks::Marks;
 use super::policy::map;
 
 pub struct Standings {
@@ -22,33 +23,34 @@ pub struct Standings {
     known: HashMap<MapData, Address, Known>,
     bucket: HashMap<MapData, Holder, Bucket>,
     state: Array<MapData, u64>,
-    /// As the map has it.
-    attention: u64,
+    marks: Marks,
 }
 
 impl Standings {
     pub fn open(bpf: &Ebpf) -> Result<Self, Error> {
-        let mut standings = Self {
+        Ok(Self {
             penalty: own(bpf, PENALTY)?.try_into().map_err(Error::map(PENALTY))?,
             known: own(bpf, KNOWN)?.try_into().map_err(Error::map(KNOWN))?,
             bucket: own(bpf, BUCKET)?.try_into().map_err(Error::map(BUCKET))?,
             state: own(bpf, STATE)?.try_into().map_err(Error::map(STATE))?,
-            attention: 0,
-        };
-        standings.attention = standings.state.get(&ATTENTION, 0).map_err(Error::map(STATE))?;
-        Ok(standings)
+            marks: Marks::open(bpf)?,
+        })
     }
 
     /// Penalises a source, cut as the policy's mask for clients cuts it. `attention`: `PENALTIES`, and `BLOCKING`
     /// too where the level needs it; both stay set until [`Self::attend`] clears them.
     pub fn penalise(&mut self, source: Address, penalty: Penalty, attention: u64) -> Result<(), Error> {
+        self.marks.add(&source)?;
         self.penalty.insert(source, penalty, 0).map_err(Error::map(PENALTY))?;
-        self.attend(self.attention | attention)
+        self.attend(self.attention()? | attention)
     }
 
-    /// Ends a penalty, whether there is one or not.
-    pub fn lift(&mut self, source: &Address) -> Result<(), Error> {
-        gone(self.penalty.remove(source)).map_err(Error::map(PENALTY))
+    /// Ends penalties, whether there are any or not; `others`: all sources that have one still.
+    pub fn lift(&mut self, over: &[Address], others: impl Iterator<Item = Address>) -> Result<(), Error> {
+        for source in over {
+            gone(self.penalty.remove(source)).map_err(Error::map(PENALTY))?;
+        }
+        self.marks.remove(over, others)
     }
 
     /// The penalties as they are, with the packets they have cost.
@@ -76,14 +78,14 @@ impl Standings {
 
     /// Says whether cookies are armed once they are due.
     pub fn may_arm(&mut self, may: bool) -> Result<(), Error> {
-        self.attend(switch(self.attention, MAY_ARM, may))
+        self.attend(switch(self.attention()?, MAY_ARM, may))
     }
 
     /// Lets cookies be sent until then; `None`: no more. Packets of connections are looked at meanwhile.
     pub fn arm(&mut self, until_ns: Option<u64>) -> Result<(), Error> {
         let word = until_ns.map_or(0, |until| Word::new(0, 0, until).pack());
         self.set(ARMED, word)?;
-        self.attend(switch(self.attention, COOKIES, until_ns.is_some()))
+        self.attend(switch(self.attention()?, COOKIES, until_ns.is_some()))
     }
 
     /// Sheds so many of 65,536 sources of each class until then.
@@ -92,20 +94,17 @@ impl Standings {
             let word = if level == 0 { 0 } else { Word::new(level, epoch, until_ns).pack() };
             self.set(place, word)?;
         }
-        self.attend(switch(self.attention, SHEDDING, levels.iter().any(|level| *level > 0)))
+        self.attend(switch(self.attention()?, SHEDDING, levels.iter().any(|level| *level > 0)))
     }
 
-    /// What there is to look at; the same as before costs nothing.
+    /// What there is to look at.
     pub fn attend(&mut self, attention: u64) -> Result<(), Error> {
-        if attention != self.attention {
-            self.set(ATTENTION, attention)?;
-            self.attention = attention;
-        }
-        Ok(())
+        if attention == self.attention()? { Ok(()) } else { self.set(ATTENTION, attention) }
     }
 
-    pub fn attention(&self) -> u64 {
-        self.attention
+    /// As the map has it: a successor may have written there.
+    pub fn attention(&self) -> Result<u64, Error> {
+        self.state.get(&ATTENTION, 0).map_err(Error::map(STATE))
     }
 
     fn set(&mut self, place: u32, word: u64) -> Result<(), Error> {

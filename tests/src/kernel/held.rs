@@ -19,9 +19,13 @@ pub type Held = BTreeSet<(&'static str, u64)>;
 
 const KINDS: [(&str, &str); 3] = [("prog_id:", "prog"), ("map_id:", "map"), ("link_id:", "link")];
 
-/// Everything that the process has a descriptor of. A link's program counts as held, too.
+/// Everything that the gateway has a descriptor of. A link's program counts as held, too.
 pub fn by(gateway: &Gateway) -> Held {
-    let entries = fs::read_dir(format!("/proc/{}/fdinfo", gateway.id())).expect("it runs");
+    by_process(gateway.id())
+}
+
+pub fn by_process(id: u32) -> Held {
+    let entries = fs::read_dir(format!("/proc/{id}/fdinfo")).expect("it runs");
     // A descriptor may be closed while the others are read.
     let texts = entries.filter_map(|entry| fs::read_to_string(entry.expect("it runs").path()).ok());
     let ids = |text: String| {
