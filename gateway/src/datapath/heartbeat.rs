@@ -72,6 +72,7 @@ impl Heartbeat {
         let now = sys::monotonic_ns();
         // Of a gateway before this one, where maps persist.
         for (source, penalty) in this.standings.penalties()? {
+            this.standings.mark(&source)?;
             sources.sentences().take_up(source.into(), &penalty);
         }
         this.release(sources, now)?;

@@ -45,6 +45,11 @@ impl Standings {
         self.attend(self.attention()? | attention)
     }
 
+    /// Has a source looked up whose penalty is in the map already.
+    pub fn mark(&mut self, source: &Address) -> Result<(), Error> {
+        self.marks.add(source)
+    }
+
     /// Ends penalties, whether there are any or not; `others`: all sources that have one still.
     pub fn lift(&mut self, over: &[Address], others: impl Iterator<Item = Address>) -> Result<(), Error> {
         for source in over {
