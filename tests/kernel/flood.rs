@@ -15,7 +15,7 @@ use gateway_tests::kernel::netns::{EDGE, Network};
 use gateway_tests::kernel::packet::{Packet, Random};
 use gateway_tests::{Client, Gateway, Upstream};
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
@@ -304,6 +304,35 @@ fn children(gateway: &Gateway) -> Vec<String> {
     let lists =
         tasks.map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default());
     lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+/// Whoever stops the child that has the stack take cookies stops nothing else: the kernel half is kept told, and what
+/// it would have answered is the stack's again.
+#[test]
+fn a_child_that_does_not_answer_is_done_without() {
+    let answering = Answering::new();
+    let network = &answering.network;
+    let upstream = network.gateway.run(Upstream::ok);
+    let few = kernel(json!({ "new_sources_per_second": 100 }));
+    let gateway = start(network, config(&upstream, few), |_| {});
+    let before = answering.syncookies();
+    let [child] = children(&gateway).try_into().unwrap();
+    let child = Pid::from_raw(child.parse().unwrap()).unwrap();
+    kill_process(child, Signal::STOP).unwrap();
+    let mut forger = Forger::new(network, gateway.address);
+    while answering.counted(&gateway, "flooded") == 0 {
+        forger.send_from_nowhere();
+    }
+    gateway.log.wait_for("the stack takes no SYN cookies: none are sent from here on");
+    assert!(answering.is_served(QUIET, gateway.address));
+    network.gateway.run(|| {
+        gateway.wait_for_metrics("it is known", |metrics| {
+            metrics.get("gateway_kernel_entries", &[("map", "gw_known")]) == Some(1.0)
+        });
+    });
+    assert_eq!(answering.counted(&gateway, "cookie_sent"), 0);
+    kill_process(child, Signal::CONT).unwrap();
+    answering.wait_for_syncookies(&before);
 }
 
 /// One gateway follows another, by an upgrade and by a restart with pins, while a flood goes on: cookies are armed

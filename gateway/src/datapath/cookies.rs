@@ -7,9 +7,12 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
@@ -24,6 +27,9 @@ const ARM: &str = "arm";
 const DISARM: &str = "disarm";
 const DONE: &str = "done";
 
+/// The child answers in microseconds. One that does not in half of what the heartbeat's word holds is done without: who
+/// waited for it would tell the kernel half nothing meanwhile.
+const PATIENCE: Duration = Duration::from_millis(500);
 const SECOND_NS: u64 = 1_000_000_000;
 /// Armed at once, disarmed when for so long nobody was worth a cookie.
 const CALM_NS: u64 = 10 * SECOND_NS;
@@ -51,22 +57,24 @@ impl Arming {
     }
 }
 
-/// The child, from its parent's side. It ends with the parent.
+/// The child, from its parent's side. It ends with the parent, or when this is dropped.
 pub struct Stack {
     _child: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
+    talk: BufReader<UnixStream>,
 }
 
 impl Stack {
     /// Starts this program once more; before privileges are given up, for the child keeps what it needs of them.
     pub fn start() -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_read_timeout(Some(PATIENCE))?;
+        ours.set_write_timeout(Some(PATIENCE))?;
+        let theirs = OwnedFd::from(theirs);
         let mut command = Command::new("/proc/self/exe");
-        command.arg(VERB).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.arg(VERB).stdin(theirs.try_clone()?).stdout(theirs).stderr(Stdio::null());
         // A group of its own: the terminal's signals are for the gateway.
-        let mut child = command.process_group(0).spawn()?;
-        let (to, from) = child.stdin.take().zip(child.stdout.take()).ok_or(io::ErrorKind::BrokenPipe)?;
-        Ok(Self { _child: child, to, from: BufReader::new(from) })
+        let child = command.process_group(0).spawn()?;
+        Ok(Self { _child: child, talk: BufReader::new(ours) })
     }
 
     pub fn arm(&mut self) -> io::Result<()> {
@@ -78,14 +86,22 @@ impl Stack {
     }
 
     fn tell(&mut self, word: &str) -> io::Result<()> {
-        writeln!(self.to, "{word}")?;
+        writeln!(self.talk.get_mut(), "{word}")?;
         let mut answer = String::new();
-        self.from.read_line(&mut answer)?;
+        self.talk.read_line(&mut answer).map_err(in_words)?;
         match answer.trim() {
             DONE => Ok(()),
             "" => Err(io::ErrorKind::BrokenPipe.into()),
             fault => Err(io::Error::other(fault.to_owned())),
         }
+    }
+}
+
+/// What a wait that has ended is called is "Resource temporarily unavailable".
+fn in_words(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "its child does not answer"),
+        _ => error,
     }
 }
 
@@ -99,9 +115,14 @@ pub fn serve() -> io::Result<()> {
     obey(io::stdin().lock(), io::stdout(), Path::new(SYSCTL))
 }
 
-/// Does as it is told until the input ends, then puts back what was there.
-fn obey(orders: impl BufRead, mut answers: impl Write, file: &Path) -> io::Result<()> {
+/// Does as it is told until the input ends, or nobody hears its answers any more; then puts back what was there.
+fn obey(orders: impl BufRead, answers: impl Write, file: &Path) -> io::Result<()> {
     let mut value = Value { file, before: None };
+    let heard = converse(orders, answers, &mut value);
+    value.restore().and(heard)
+}
+
+fn converse(orders: impl BufRead, mut answers: impl Write, value: &mut Value<'_>) -> io::Result<()> {
     for order in orders.lines() {
         let done = match order?.as_str() {
             ARM => value.set(),
@@ -110,10 +131,10 @@ fn obey(orders: impl BufRead, mut answers: impl Write, file: &Path) -> io::Resul
         };
         match done {
             Ok(()) => writeln!(answers, "{DONE}")?,
-            Err(fault) => writeln!(answers, "{}: {fault}", file.display())?,
+            Err(fault) => writeln!(answers, "{}: {fault}", value.file.display())?,
         }
     }
-    value.restore()
+    Ok(())
 }
 
 /// The host's setting, and what it was.
@@ -147,6 +168,8 @@ impl Value<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     #[test]
@@ -202,6 +225,28 @@ mod tests {
             assert_eq!(after(before, orders, None), (left.to_owned(), answers.to_owned()), "{orders:?}");
         }
         assert_eq!(after("1\n", "", Some("0\n")).0, "0\n", "somebody else has changed it since");
+    }
+
+    /// A gateway that is killed before it has read the answer.
+    #[test]
+    fn the_old_value_comes_back_where_nobody_hears() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "1\n").unwrap();
+        assert!(obey("arm\n".as_bytes(), &mut [][..], file.path()).is_err());
+        assert_eq!(fs::read_to_string(file.path()).unwrap(), "1\n");
+
+        let (mut gateway, child) = UnixStream::pair().unwrap();
+        gateway.write_all(b"arm\narm\n").unwrap();
+        let answers = child.try_clone().unwrap();
+        let obeying = std::thread::spawn({
+            let path = file.path().to_owned();
+            move || obey(BufReader::new(child), answers, &path)
+        });
+        let mut answer = [0; DONE.len()];
+        gateway.read_exact(&mut answer).unwrap();
+        drop(gateway);
+        assert!(obeying.join().unwrap().is_err(), "the rest of its answers was not read");
+        assert_eq!(fs::read_to_string(file.path()).unwrap(), "1\n");
     }
 
     #[test]
