@@ -54,9 +54,8 @@ fn main() -> Result<()> {
     let wanted = |row: &(Row, Prepare)| row.0.0.contains(&part);
     let nothing: Prepare = |_| Ok(());
     let plain = rows().into_iter().map(|row| (row, nothing));
-    for ((name, policy, packet, verdict), prepare) in
-        plain.chain([(all_in_use(), others_penalised as Prepare)]).filter(wanted)
-    {
+    let prepared = [(loud(), cookies_may_be_armed as Prepare), (all_in_use(), others_penalised)];
+    for ((name, policy, packet, verdict), prepare) in plain.chain(prepared).filter(wanted) {
         let measure =
             |entry| measure(&policy, prepare, &listeners, entry, &packet, verdict, &bare).context(name);
         let ((xdp, over), (tc, _)) = (measure(Entry::Xdp)?, measure(Entry::Tc)?);
@@ -109,6 +108,20 @@ fn searched() -> Kernel {
     }
 }
 
+/// Whoever is known would get a cookie.
+fn loud() -> Row {
+    ("IPv4, cookies may be armed", Kernel { cookies: true, ..spent() }, v4(), Verdict::OverBudget)
+}
+
+/// The budget that has run out at once.
+fn spent() -> Kernel {
+    policy::budget(1, 1)
+}
+
+fn cookies_may_be_armed(datapath: &Datapath) -> Result<()> {
+    Ok(datapath.standings()?.may_arm(true)?)
+}
+
 fn all_in_use() -> Row {
     let lists = searched();
     ("IPv4, every list in use", lists, v4(), Verdict::Pass)
@@ -127,8 +140,6 @@ fn others_penalised(datapath: &Datapath) -> Result<()> {
 
 fn rows() -> Vec<Row> {
     use Verdict::{Allowed, Denied, Malformed, NotOurs, OverBudget, Pass};
-    // The budget that has run out at once.
-    let spent = policy::budget(1, 1);
     let lists = |allow: &[&str], deny: &[&str]| Kernel {
         allow: policy::networks(allow),
         deny: policy::networks(deny),
@@ -146,8 +157,8 @@ fn rows() -> Vec<Row> {
         ("deny hit", lists(&[], &["192.0.2.0/24"]), v4(), Denied),
         many_denied(),
         ("deny hit after allow miss", lists(&["192.0.128.0/24"], &["192.0.2.0/24"]), v4(), Denied),
-        ("IPv4", spent.clone(), v4(), OverBudget),
-        ("IPv6", spent, v6(), OverBudget),
+        ("IPv4", spent(), v4(), OverBudget),
+        ("IPv6", spent(), v6(), OverBudget),
         admitted(),
         ("IPv4, missed in 10,000", Kernel { deny: long_list("10.0.0.0/16"), ..ample() }, v4(), Pass),
         ("IPv4, both lists missed", lists(&["10.0.0.0/8"], &["11.0.0.0/8"]), v4(), Pass),
