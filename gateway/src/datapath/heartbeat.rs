@@ -19,11 +19,11 @@ use gateway_common::{Address, Count, Family, Verdict};
 
 use super::cookies::{Arming, Stack};
 use super::error::Error;
+use super::exempt::InForce;
 use super::penalties::Sentence;
 use super::sources::{Figures, Sources, Suspect};
 use super::standings::{Standings, own};
 use super::{pressure, sys};
-use crate::config::Kernel;
 
 /// How often it looks at the counters, and says that it is there.
 const BEAT: Duration = Duration::from_millis(50);
@@ -40,7 +40,7 @@ pub struct Heartbeat {
     counters: PerCpuArray<MapData, Count>,
     selector: Array<MapData, u32>,
     policies: Array<MapData, Policy>,
-    config: Arc<ArcSwap<Kernel>>,
+    in_force: Arc<ArcSwap<InForce>>,
     sources: Weak<Sources>,
     arming: Arming,
     /// `None`: there is nobody to have the stack take cookies.
@@ -53,7 +53,7 @@ impl Heartbeat {
     /// `stack`: the child that has the stack take cookies, where this kernel can send any.
     pub fn new(
         bpf: &aya::Ebpf,
-        config: Arc<ArcSwap<Kernel>>,
+        in_force: Arc<ArcSwap<InForce>>,
         sources: &Arc<Sources>,
         stack: Option<Stack>,
     ) -> Result<Self, Error> {
@@ -62,7 +62,7 @@ impl Heartbeat {
             counters: own(bpf, COUNTERS)?.try_into().map_err(Error::map(COUNTERS))?,
             selector: own(bpf, SELECTOR)?.try_into().map_err(Error::map(SELECTOR))?,
             policies: own(bpf, POLICY)?.try_into().map_err(Error::map(POLICY))?,
-            config,
+            in_force,
             sources: Arc::downgrade(sources),
             arming: Arming::default(),
             stack,
@@ -78,7 +78,7 @@ impl Heartbeat {
         this.release(sources, now)?;
         let wanted = this.wanted()?;
         this.arming.begin(wanted);
-        sources.watch(this.config.clone());
+        sources.watch(this.in_force.clone());
         Ok(this)
     }
 
@@ -139,7 +139,7 @@ impl Heartbeat {
 
     /// Ends what is over.
     fn release(&mut self, sources: &Sources, now_ns: u64) -> Result<(), Error> {
-        let escalation = self.config.load().escalation;
+        let escalation = self.in_force.load().config.escalation;
         // Workers are to hear of it first.
         sources.sentences().bound(escalation, now_ns + LETS_GO_NS);
         let over = sources.sentences().over(now_ns);
@@ -181,7 +181,8 @@ impl Heartbeat {
     /// Says how the gateway fares, for a second.
     fn report(&mut self, sources: &Sources, now_ns: u64) -> Result<(), Error> {
         let until_ns = now_ns + HOLDS_NS;
-        let config = self.config.load_full();
+        let in_force = self.in_force.load_full();
+        let config = &in_force.config;
         let levels = if config.shedding { pressure::levels(sources.pressure()) } else { [0; 3] };
         self.standings.shed(levels, pressure::epoch(now_ns), until_ns)?;
         let wanted = self.wanted()?;

@@ -11,6 +11,7 @@ pub mod cookies;
 mod counters;
 mod doctor;
 mod error;
+mod exempt;
 mod fill;
 mod heartbeat;
 mod hosts;
@@ -62,6 +63,7 @@ pub use standings::Standings;
 
 use crate::config::Kernel;
 use cookies::Stack;
+use exempt::InForce;
 use looser::looser;
 use pins::Pins;
 use policy::Slots;
@@ -73,7 +75,7 @@ pub struct Datapath {
     links: Vec<attach::Link>,
     pins: Option<Pins>,
     /// For the heartbeat, which follows it.
-    config: Arc<ArcSwap<Kernel>>,
+    in_force: Arc<ArcSwap<InForce>>,
 }
 
 /// What became of an interface since somebody looked.
@@ -101,7 +103,8 @@ impl Datapath {
         let pins = config.persist.as_deref().map(|folder| object::pins(folder, held)).transpose()?;
         let started = Self::start_with(config, listeners, pins.as_ref(), bequest);
         let (bpf, slots, links) = started.inspect_err(|_| pins.iter().for_each(Pins::abandon))?;
-        Ok(Self { bpf, slots, links, pins, config: Arc::new(ArcSwap::from_pointee(config.clone())) })
+        let in_force = Arc::new(ArcSwap::from_pointee(InForce::of(config.clone())));
+        Ok(Self { bpf, slots, links, pins, in_force })
     }
 
     fn start_with(
@@ -172,8 +175,8 @@ impl Datapath {
     ) -> Result<Self, Error> {
         let mut bpf = object::load(options, None)?;
         let slots = Slots::start(&mut bpf, config, listeners)?;
-        let config = Arc::new(ArcSwap::from_pointee(config.clone()));
-        Ok(Self { bpf, slots, links: Vec::new(), pins: None, config })
+        let in_force = Arc::new(ArcSwap::from_pointee(InForce::of(config.clone())));
+        Ok(Self { bpf, slots, links: Vec::new(), pins: None, in_force })
     }
 
     /// Lets the user that the gateway becomes pin and unpin.
@@ -225,7 +228,7 @@ impl Datapath {
     /// the old policy stays in force.
     pub fn apply(&mut self, config: &Kernel, listeners: &[SocketAddr]) -> Result<(), Error> {
         self.slots.apply(&mut self.bpf, config, listeners)?;
-        self.config.store(Arc::new(config.clone()));
+        self.in_force.store(Arc::new(InForce::of(config.clone())));
         Ok(())
     }
 
@@ -252,14 +255,14 @@ impl Datapath {
     /// Puts a policy in force that is written already.
     pub fn put_in_force(&mut self, staged: Staged) -> Result<(), Error> {
         self.slots.put_in_force(&mut self.bpf, staged)?;
-        self.config.store(Arc::new(self.slots.config().clone()));
+        self.in_force.store(Arc::new(InForce::of(self.slots.config().clone())));
         Ok(())
     }
 
     /// Starts the thread that keeps the kernel half told, for as long as anybody holds `sources`. `stack`: the
     /// child without which no cookies are sent.
     pub fn keep_told(&self, sources: &Arc<Sources>, stack: Option<Stack>) -> Result<(), Error> {
-        let heartbeat = heartbeat::Heartbeat::new(&self.bpf, self.config.clone(), sources, stack)?;
+        let heartbeat = heartbeat::Heartbeat::new(&self.bpf, self.in_force.clone(), sources, stack)?;
         heartbeat.start().map_err(Error::Thread)
     }
 

@@ -14,6 +14,7 @@ use gateway_common::standing::{BLOCKED, Class};
 use gateway_common::verdict::Verdict;
 use rustc_hash::FxHashSet;
 
+use super::exempt::InForce;
 use super::known::{Acquaintances, Served};
 use super::penalties::{Sentence, Sentences};
 use super::sys;
@@ -27,7 +28,7 @@ const ENTERED_AT_ONCE: usize = 256;
 #[derive(Default)]
 pub struct Sources {
     /// The kernel half's, where there is one.
-    config: OnceLock<Arc<ArcSwap<Kernel>>>,
+    in_force: OnceLock<Arc<ArcSwap<InForce>>>,
     /// Another gateway's by now.
     is_left: AtomicBool,
     sentences: Mutex<Sentences>,
@@ -71,9 +72,9 @@ impl Figures {
 }
 
 impl Sources {
-    /// Somebody listens from now on, and penalises by `config`.
-    pub(super) fn watch(&self, config: Arc<ArcSwap<Kernel>>) {
-        self.config.get_or_init(|| config);
+    /// Somebody listens from now on, and penalises by what is `in_force`.
+    pub(super) fn watch(&self, in_force: Arc<ArcSwap<InForce>>) {
+        self.in_force.get_or_init(|| in_force);
         self.acquaintances().follow(true);
     }
 
@@ -84,14 +85,15 @@ impl Sources {
     }
 
     pub(super) fn is_watched(&self) -> bool {
-        self.config.get().is_some() && !self.is_left.load(Relaxed)
+        self.in_force.get().is_some() && !self.is_left.load(Relaxed)
     }
 
     /// Penalises a suspect where that is due, and wakes the heartbeat: it is to be in force within milliseconds.
     /// Whether the source's connections are to end, so that the refusal itself can say so. `peer`: who sends the packets.
     pub fn suspect(&self, suspect: Suspect, peer: IpAddr) -> bool {
         let source = suspect.address;
-        let Some(config) = self.config_for(peer) else { return false };
+        let Some(in_force) = self.in_force_for(peer) else { return false };
+        let config = &in_force.config;
         let mut inbox = self.inbox();
         if inbox.len() >= MOST_WAITING {
             return false;
@@ -100,29 +102,25 @@ impl Sources {
         let Some(sentence) = sentence else { return false };
         inbox.push((suspect, sentence));
         self.comes.notify_one();
-        sentence.level() == BLOCKED && drops(&config)
+        sentence.level() == BLOCKED && drops(config)
     }
 
     /// Whether the kernel half refuses new connections of `peer` beyond its budget.
     pub fn bounds(&self, peer: IpAddr) -> bool {
-        let refuses = |config: &Kernel| config.monitored & (Verdict::OverBudget.bit()) == 0;
-        self.config_for(peer).is_some_and(|config| refuses(&config))
+        let refuses = |config: &Kernel| config.monitored & Verdict::OverBudget.bit() == 0;
+        self.in_force_for(peer).is_some_and(|in_force| refuses(&in_force.config))
     }
 
     /// Whether the connections of `peer` end, whose source is among the blocked.
     pub fn ends(&self, peer: IpAddr) -> bool {
-        self.config_for(peer).is_some()
+        self.in_force_for(peer).is_some()
     }
 
     /// What the kernel half does to `peer`, an address in full, for one of a blocked network may be allowed; `None`:
     /// there is none, or it lets all of its packets pass.
-    fn config_for(&self, peer: IpAddr) -> Option<arc_swap::Guard<Arc<Kernel>>> {
-        let (peer, now_ns) = (peer.to_canonical(), sys::monotonic_ns());
-        let config = self.config.get().filter(|_| self.is_watched())?.load();
-        let listed = config.allow_listed.iter().filter(|listed| !listed.watched && now_ns < listed.until_ns);
-        let exempt = config.trusted.iter().chain(&config.allow).chain(listed.map(|listed| &listed.network));
-        let is_exempt = exempt.into_iter().any(|network| network.contains(&peer));
-        (!is_exempt).then_some(config)
+    fn in_force_for(&self, peer: IpAddr) -> Option<arc_swap::Guard<Arc<InForce>>> {
+        let in_force = self.in_force.get().filter(|_| self.is_watched())?.load();
+        (!in_force.exempts(peer.to_canonical(), sys::monotonic_ns())).then_some(in_force)
     }
 
     pub(super) fn sentences(&self) -> MutexGuard<'_, Sentences> {
@@ -176,7 +174,7 @@ impl Sources {
 
     /// Has workers end the connections of those who are still blocked at that time.
     pub(super) fn block(&self, then_ns: u64) {
-        let drops = self.config.get().is_some_and(|config| drops(&config.load()));
+        let drops = self.in_force.get().is_some_and(|in_force| drops(&in_force.load().config));
         let blocked: FxHashSet<IpAddr> = self.sentences().blocked(then_ns).filter(|_| drops).collect();
         if **self.blocked.load() != blocked {
             self.blocked.store(Arc::new(blocked));
@@ -224,7 +222,7 @@ mod tests {
         let mut config = config::parse(text, "test").unwrap().kernel;
         change(&mut config);
         let sources = Sources::default();
-        sources.watch(Arc::new(ArcSwap::from_pointee(config)));
+        sources.watch(Arc::new(ArcSwap::from_pointee(InForce::of(config))));
         let penalty = Penalty {
             until_ns: sys::monotonic_ns() + 600_000_000_000,
             since_ns: sys::monotonic_ns(),
