@@ -15,7 +15,7 @@ use gateway_tests::kernel::netns::{EDGE, Network};
 use gateway_tests::kernel::packet::{Packet, Random};
 use gateway_tests::{Client, Gateway, Upstream};
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
@@ -24,18 +24,18 @@ use crate::process::{LOUD, QUIET, config, start, start_controlled};
 
 /// Long enough for a SYN that is sent again after 1, 3 and 7 s.
 const PATIENCE: Duration = Duration::from_secs(30);
-const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_syncookies";
+pub const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_syncookies";
 
 /// A network whose clients can be answered by XDP: a packet that is sent back over a veth lies in its ring
 /// unless the other end takes it out by NAPI, as it does with a program of its own.
-struct Answering {
-    network: Network,
+pub struct Answering {
+    pub network: Network,
     _link: OwnedFd,
     _program: Constant,
 }
 
 impl Answering {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let network = Network::new();
         network.gateway.ip(&["route", "add", "100.64.0.0/10", "via", LOUD]);
         let program = Constant::load(XDP_PASS).unwrap();
@@ -45,14 +45,14 @@ impl Answering {
         Self { network, _link: link, _program: program }
     }
 
-    fn counted(&self, gateway: &Gateway, verdict: &str) -> u64 {
+    pub fn counted(&self, gateway: &Gateway, verdict: &str) -> u64 {
         let scrape = self.network.gateway.run(|| gateway.scrape());
         let value = scrape.get("gateway_kernel_packets_total", &[("verdict", verdict)]);
         value.expect("it is exported") as u64
     }
 
     /// Connects from `source`, however often it takes to ask, and gets a page.
-    fn is_served(&self, source: &str, place: SocketAddr) -> bool {
+    pub fn is_served(&self, source: &str, place: SocketAddr) -> bool {
         self.network.clients.run(|| {
             let source = SocketAddr::new(source.parse().unwrap(), 0);
             let socket = Socket::new(Domain::for_address(source), Type::STREAM, None).unwrap();
@@ -62,11 +62,11 @@ impl Answering {
         })
     }
 
-    fn syncookies(&self) -> String {
+    pub fn syncookies(&self) -> String {
         self.network.gateway.run(|| fs::read_to_string(SYSCTL)).unwrap().trim().to_owned()
     }
 
-    fn wait_for_syncookies(&self, value: &str) {
+    pub fn wait_for_syncookies(&self, value: &str) {
         let start = Instant::now();
         while self.syncookies() != value {
             assert!(start.elapsed() < PATIENCE, "{SYSCTL} is not {value}");
@@ -76,14 +76,14 @@ impl Answering {
 }
 
 /// Sends connection requests whose sources it makes up, or that of somebody.
-struct Forger {
+pub struct Forger {
     socket: OwnedFd,
     place: SocketAddr,
     random: Random,
 }
 
 impl Forger {
-    fn new(network: &Network, place: SocketAddr) -> Self {
+    pub fn new(network: &Network, place: SocketAddr) -> Self {
         let raw = || socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW));
         let socket = network.clients.run(raw).unwrap();
         Self { socket, place, random: Random::new(7) }
@@ -100,13 +100,13 @@ impl Forger {
         let _ = sendto(&self.socket, &packet.raw(), SendFlags::DONTWAIT, &self.place);
     }
 
-    fn send_from_nowhere(&mut self) {
+    pub fn send_from_nowhere(&mut self) {
         let host = self.random.below(1 << 22) as u32;
         self.send(IpAddr::V4(Ipv4Addr::from_bits(0x6440_0000 | host)));
     }
 }
 
-fn kernel(more: Value) -> Value {
+pub fn kernel(more: Value) -> Value {
     let mut kernel = json!({ "interfaces": [EDGE], "mode": "driver" });
     kernel.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     kernel
@@ -299,40 +299,11 @@ fn a_connection_that_began_with_a_cookie() {
 }
 
 /// The processes that `gateway` has started.
-fn children(gateway: &Gateway) -> Vec<String> {
+pub fn children(gateway: &Gateway) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{}/task", gateway.id())).unwrap();
     let lists =
         tasks.map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default());
     lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
-}
-
-/// Whoever stops the child that has the stack take cookies stops nothing else: the kernel half is kept told, and what
-/// it would have answered is the stack's again.
-#[test]
-fn a_child_that_does_not_answer_is_done_without() {
-    let answering = Answering::new();
-    let network = &answering.network;
-    let upstream = network.gateway.run(Upstream::ok);
-    let few = kernel(json!({ "new_sources_per_second": 100 }));
-    let gateway = start(network, config(&upstream, few), |_| {});
-    let before = answering.syncookies();
-    let [child] = children(&gateway).try_into().unwrap();
-    let child = Pid::from_raw(child.parse().unwrap()).unwrap();
-    kill_process(child, Signal::STOP).unwrap();
-    let mut forger = Forger::new(network, gateway.address);
-    while answering.counted(&gateway, "flooded") == 0 {
-        forger.send_from_nowhere();
-    }
-    gateway.log.wait_for("the stack takes no SYN cookies: none are sent from here on");
-    assert!(answering.is_served(QUIET, gateway.address));
-    network.gateway.run(|| {
-        gateway.wait_for_metrics("it is known", |metrics| {
-            metrics.get("gateway_kernel_entries", &[("map", "gw_known")]) == Some(1.0)
-        });
-    });
-    assert_eq!(answering.counted(&gateway, "cookie_sent"), 0);
-    kill_process(child, Signal::CONT).unwrap();
-    answering.wait_for_syncookies(&before);
 }
 
 /// One gateway follows another, by an upgrade and by a restart with pins, while a flood goes on: cookies are armed
@@ -409,7 +380,7 @@ fn cookies_are_armed_again_by_whoever_follows() {
 }
 
 /// Ends the flood when dropped.
-struct Over<'a>(&'a AtomicBool);
+pub struct Over<'a>(pub &'a AtomicBool);
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {

@@ -7,6 +7,7 @@
 
 mod abuse;
 mod account;
+mod arming;
 mod bucket;
 mod control;
 mod differential;

@@ -3,13 +3,16 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::thread;
+use std::time::Instant;
 
 use gateway_tests::gateway::{complete, route_to};
 use gateway_tests::kernel::netns::{EDGE, Network};
-use gateway_tests::{Gateway, Upstream};
+use gateway_tests::{Gateway, PATIENCE, Upstream};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::flood::children;
 use crate::process::{budget, config, folder, is_attached, is_served, refused, start, under};
 
 /// Debian's nobody.
@@ -18,8 +21,8 @@ const NOBODY: &str = "65534";
 const JUST_ENOUGH: &str = "--bounding-set=-all,+bpf,+net_admin,+perfmon";
 
 /// The lines of `/proc/<pid>/task/*/status` that start with `name`, one of each thread.
-fn of_every_thread(gateway: &Gateway, name: &str) -> Vec<String> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", gateway.id())).unwrap();
+fn of_every_thread(process: u32, name: &str) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let line = |status: String| {
         let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         value
@@ -33,7 +36,7 @@ fn of_every_thread(gateway: &Gateway, name: &str) -> Vec<String> {
 
 fn check_unprivileged(gateway: &Gateway, user: &str) {
     let all = |name: &str, expected: &str| {
-        let lines = of_every_thread(gateway, name);
+        let lines = of_every_thread(gateway.id(), name);
         // Two workers and the one that waits for signals, at least.
         assert!(lines.len() >= 3, "{lines:?}");
         assert!(lines.iter().all(|line| line == expected), "{name}: {lines:?} are not all {expected:?}");
@@ -45,6 +48,20 @@ fn check_unprivileged(gateway: &Gateway, user: &str) {
     let four = [user; 4].join(" ");
     all("Uid", &four);
     all("Gid", &four);
+}
+
+/// The child that has the stack take SYN cookies, as soon as it has started.
+fn check_child(gateway: &Gateway) {
+    const NET_ADMIN: &str = "0000000000001000";
+    let [child] = children(gateway).try_into().unwrap();
+    let child = child.parse().unwrap();
+    let (all, begin) = (|name| of_every_thread(child, name), Instant::now());
+    while all("CapEff") != [NET_ADMIN] {
+        assert!(begin.elapsed() < PATIENCE, "{:?}", all("CapEff"));
+        thread::yield_now();
+    }
+    let rest = ["CapInh", "CapPrm", "CapAmb", "NoNewPrivs"].map(all).concat();
+    assert_eq!(rest, ["0000000000000000", NET_ADMIN, "0000000000000000", "1"]);
 }
 
 /// A configuration that whoever the gateway becomes can read.
@@ -64,7 +81,8 @@ fn no_thread_holds_a_capability_and_everything_works() {
     let mut gateway = readable(&network, settings.clone(), |_| {});
     assert_eq!(gateway.address.port(), 80);
     check_unprivileged(&gateway, NOBODY);
-    assert_eq!(of_every_thread(&gateway, "Groups")[0], NOBODY, "root's own groups are gone");
+    check_child(&gateway);
+    assert_eq!(of_every_thread(gateway.id(), "Groups")[0], NOBODY, "root's own groups are gone");
 
     // The kernel half is still its own: counted, rewritten by a reload, detached at the end.
     assert!(is_attached(&network) && is_served(&network, gateway.address));
@@ -90,10 +108,10 @@ fn three_capabilities_are_enough_and_none_is_kept() {
     assert!(is_attached(&network) && is_served(&network, gateway.address));
     // Without `CAP_SETPCAP` the bounding set cannot shrink; with no_new_privs nothing can be gained from it.
     for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
-        let lines = of_every_thread(&gateway, set);
+        let lines = of_every_thread(gateway.id(), set);
         assert!(lines.iter().all(|line| line == "0000000000000000"), "{set}: {lines:?}");
     }
-    assert!(of_every_thread(&gateway, "NoNewPrivs").iter().all(|line| line == "1"));
+    assert!(of_every_thread(gateway.id(), "NoNewPrivs").iter().all(|line| line == "1"));
 }
 
 #[test]

@@ -46,6 +46,7 @@ pub struct Heartbeat {
     /// `None`: there is nobody to have the stack take cookies.
     stack: Option<Stack>,
     armed: bool,
+    can_arm: bool,
     known_at_ns: u64,
 }
 
@@ -67,6 +68,7 @@ impl Heartbeat {
             arming: Arming::default(),
             stack,
             armed: false,
+            can_arm: true,
             known_at_ns: 0,
         };
         let now = sys::monotonic_ns();
@@ -93,9 +95,10 @@ impl Heartbeat {
             let penalised = sources.listen(BEAT);
             let mut beat = || {
                 let now = sys::monotonic_ns();
-                for (suspect, sentence) in &penalised {
-                    self.punish(suspect, sentence, &sources)?;
-                }
+                // One that cannot be written keeps none of the others.
+                let punished =
+                    penalised.iter().map(|(suspect, sentence)| self.punish(suspect, sentence, &sources));
+                punished.fold(Ok(()), Result::and)?;
                 self.release(&sources, now)?;
                 self.introduce(&sources, now)?;
                 self.report(&sources, now)
@@ -145,7 +148,8 @@ impl Heartbeat {
         let over = sources.sentences().over(now_ns);
         if !over.is_empty() {
             let addresses: Vec<Address> = over.iter().copied().map(Address::from).collect();
-            self.standings.lift(&addresses, sources.sentences().kept().map(Address::from))?;
+            let kept: Vec<Address> = sources.sentences().kept().map(Address::from).collect();
+            self.standings.lift(&addresses, &kept)?;
         }
         for source in over {
             tracing::info!(%source, "penalty over");
@@ -187,12 +191,10 @@ impl Heartbeat {
         self.standings.shed(levels, pressure::epoch(now_ns), until_ns)?;
         let wanted = self.wanted()?;
         let arm = self.arming.judge(wanted, now_ns) && config.cookies;
-        // Time and again: a gateway before this one may have put the host's setting back meanwhile.
-        if arm || self.armed {
-            self.switch(arm);
-        }
-        self.standings.may_arm(self.stack.is_some())?;
-        if self.armed || !arm {
+        let can = self.switch(arm);
+        self.standings.may_arm(can)?;
+        // One that is about to be armed leaves what a gateway before this one has armed.
+        if self.armed || !(arm && can) {
             self.standings.arm(self.armed.then_some(until_ns))?;
         }
         sources.block(now_ns + LETS_GO_NS);
@@ -201,22 +203,30 @@ impl Heartbeat {
         Ok(())
     }
 
-    /// Has the stack take cookies, or no more. Where it does not, none are sent.
-    fn switch(&mut self, arm: bool) {
-        let Some(stack) = &mut self.stack else { return };
-        match if arm { stack.arm() } else { stack.disarm() } {
-            Ok(()) if arm == self.armed => {}
-            Ok(()) => {
-                self.armed = arm;
-                let what = if arm { "armed: more new sources than may come" } else { "disarmed" };
-                tracing::info!("SYN cookies {what}");
-            }
+    /// Has the stack take cookies, or no more: time and again, for a gateway before this one may have put the host's
+    /// setting back meanwhile. Whether it can; where it does not, none are sent.
+    fn switch(&mut self, arm: bool) -> bool {
+        let Some(stack) = &mut self.stack else { return false };
+        let armed = match stack.turn(arm) {
+            Ok(armed) => armed,
             Err(error) => {
                 tracing::warn!(%error, "the stack takes no SYN cookies: none are sent from here on");
-                self.stack = None;
-                self.armed = false;
+                (self.stack, self.armed) = (None, false);
+                return false;
             }
+        };
+        let can = armed || stack.is_at_hand();
+        if armed != self.armed {
+            let what = if armed { "armed: more new sources than may come" } else { "disarmed" };
+            tracing::info!("SYN cookies {what}");
         }
+        if can != self.can_arm && !can {
+            tracing::warn!(
+                "no SYN cookies until the child that switches net.ipv4.tcp_syncookies answers, and nobody else sets it"
+            );
+        }
+        (self.armed, self.can_arm) = (armed, can);
+        can
     }
 
     /// How many requests ever were worth a cookie.
