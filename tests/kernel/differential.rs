@@ -177,8 +177,8 @@ impl Pair {
             }
             1 => {
                 self.model.penalties.remove(&client);
-                let others = self.model.penalties.keys().copied().map(Address::from);
-                self.standings.lift(&[client.into()], others).unwrap();
+                let others: Vec<_> = self.model.penalties.keys().copied().map(Address::from).collect();
+                self.standings.lift(&[client.into()], &others).unwrap();
             }
             2 => {
                 let class = random.pick(&[Class::Known, Class::Proven]);
@@ -208,7 +208,7 @@ fn batch(pair: &mut Pair, entry: Entry, seed: u64, met: &mut HashMap<(Verdict, F
     pair.datapath.apply(&policy, &listeners(&LISTENERS)).unwrap();
     let penalties = pair.standings.penalties().unwrap();
     let penalised: Vec<_> = penalties.into_iter().map(|(source, _)| source).collect();
-    pair.standings.lift(&penalised, [].into_iter()).unwrap();
+    pair.standings.lift(&penalised, &[]).unwrap();
     pair.standings.arm(None).unwrap();
     pair.standings.shed([0; 3], 0, 0).unwrap();
     let may_arm = !random.one_in(4);

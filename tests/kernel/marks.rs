@@ -15,6 +15,9 @@ use gateway_tests::kernel::policy::open;
 
 use crate::load;
 
+const PENALTY: Penalty =
+    Penalty { until_ns: u64::MAX, since_ns: 0, hits: 0, rule: 1, level: BLOCKED, refused: 60, ignored: 50 };
+
 fn nth(n: u32) -> IpAddr {
     IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + n))
 }
@@ -42,19 +45,9 @@ fn a_shared_mark_stays_until_both_penalties_are_over() {
     let third = nth((1..).filter(of_the_same).nth(1).unwrap());
     // Of the same word, and with a bit of its own.
     let beside = nth((1..).find(|n| mark(nth(*n)).word() == mark(first).word() && !of_the_same(n)).unwrap());
-    let penalty = Penalty {
-        until_ns: u64::MAX,
-        since_ns: 0,
-        hits: 0,
-        rule: 1,
-        level: BLOCKED,
-        refused: 60,
-        ignored: 50,
-    };
-
     let mut penalised = vec![first, second, beside];
     for source in &penalised {
-        standings.penalise((*source).into(), penalty, PENALTIES | BLOCKING).unwrap();
+        standings.penalise((*source).into(), PENALTY, PENALTIES | BLOCKING).unwrap();
     }
     let bits = |sources: &[IpAddr]| sources.iter().fold(0, |bits, source| bits | mark(*source).bit());
     loop {
@@ -70,6 +63,21 @@ fn a_shared_mark_stays_until_both_penalties_are_over() {
             return;
         }
         let over: Address = penalised.remove(0).into();
-        standings.lift(&[over], penalised.iter().copied().map(Address::from)).unwrap();
+        let others: Vec<_> = penalised.iter().copied().map(Address::from).collect();
+        standings.lift(&[over], &others).unwrap();
     }
+}
+
+/// A gateway and its successor have the same maps for a moment, and neither knows all penalties of the other.
+#[test]
+fn a_mark_that_another_gateway_has_set_stays() {
+    let datapath = load(&open());
+    let [mut ours, mut theirs] = [(); 2].map(|()| datapath.standings().unwrap());
+    let first = nth(0);
+    let is_beside = |n: &u32| mark(nth(*n)).word() == mark(first).word() && mark(nth(*n)) != mark(first);
+    let second = nth((1..).find(is_beside).unwrap());
+    ours.penalise(first.into(), PENALTY, PENALTIES | BLOCKING).unwrap();
+    theirs.penalise(second.into(), PENALTY, PENALTIES | BLOCKING).unwrap();
+    ours.lift(&[first.into()], &[]).unwrap();
+    assert_eq!(marks().get(&mark(first).word(), 0).unwrap(), mark(second).bit());
 }

@@ -1,13 +1,14 @@
 //! The set of sources that may have a penalty: the kernel half looks no others up.
 //!
-//! Sources share marks, so a mark goes when the last penalty of its word's sources is gone. Nothing is kept here: a
-//! gateway and its successor may write the same map.
+//! Sources share marks, so a mark goes with the last penalty of those that share it. Nothing is kept here: a gateway and
+//! its successor may write the same map.
 
 use aya::Ebpf;
 use aya::maps::{Array, MapData};
 use gateway_common::Address;
 use gateway_common::maps::MARKS;
 use gateway_common::standing::Mark;
+use rustc_hash::FxHashMap;
 
 use super::error::Error;
 use super::standings::own;
@@ -29,15 +30,26 @@ impl Marks {
         self.0.set(mark.word(), word | mark.bit(), 0).map_err(Error::map(MARKS))
     }
 
-    /// After the penalties of the sources `over` were taken out; `others`: all who have one still.
-    pub fn remove(&mut self, over: &[Address], others: impl Iterator<Item = Address>) -> Result<(), Error> {
-        let mut kept = vec![0; Mark::WORDS];
-        for mark in others.map(|source| Mark::of(&source)) {
-            kept[mark.word() as usize] |= mark.bit();
-        }
-        for word in over.iter().map(|source| Mark::of(source).word()) {
-            self.0.set(word, kept[word as usize], 0).map_err(Error::map(MARKS))?;
+    /// After the penalties of the sources `over` were taken out; `others`: all who have one still, as far as this
+    /// gateway knows.
+    pub fn remove(&mut self, over: &[Address], others: &[Address]) -> Result<(), Error> {
+        let (over, others) = (bits(over), bits(others));
+        for (word, over) in over {
+            let gone = over & !others.get(&word).copied().unwrap_or_default();
+            let marks = self.0.get(&word, 0).map_err(Error::map(MARKS))?;
+            if marks & gone != 0 {
+                self.0.set(word, marks & !gone, 0).map_err(Error::map(MARKS))?;
+            }
         }
         Ok(())
     }
+}
+
+/// The marks of these sources, by word.
+fn bits(sources: &[Address]) -> FxHashMap<u32, u64> {
+    let mut bits = FxHashMap::default();
+    for mark in sources.iter().map(Mark::of) {
+        *bits.entry(mark.word()).or_default() |= mark.bit();
+    }
+    bits
 }

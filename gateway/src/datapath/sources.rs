@@ -31,6 +31,7 @@ pub struct Sources {
     in_force: OnceLock<Arc<ArcSwap<InForce>>>,
     /// Another gateway's by now.
     is_left: AtomicBool,
+    is_parting: AtomicBool,
     sentences: Mutex<Sentences>,
     acquaintances: Mutex<Acquaintances>,
     inbox: Mutex<Vec<(Suspect, Sentence)>>,
@@ -84,6 +85,12 @@ impl Sources {
         self.acquaintances().follow(false);
     }
 
+    /// Nobody is penalised until a successor, which reads the penalties that there are, has followed or given up: what
+    /// came after it had read them would be lost.
+    pub fn part(&self, parting: bool) {
+        self.is_parting.store(parting, Relaxed);
+    }
+
     pub(super) fn is_watched(&self) -> bool {
         self.in_force.get().is_some() && !self.is_left.load(Relaxed)
     }
@@ -95,7 +102,7 @@ impl Sources {
         let Some(in_force) = self.in_force_for(peer) else { return false };
         let config = &in_force.config;
         let mut inbox = self.inbox();
-        if inbox.len() >= MOST_WAITING {
+        if inbox.len() >= MOST_WAITING || self.is_parting.load(Relaxed) {
             return false;
         }
         let sentence = self.sentences().pass(source, config.escalation, sys::monotonic_ns());
@@ -270,6 +277,15 @@ mod tests {
             let sources = sources(|config| config.allow_listed = vec![entry]);
             assert!(sources.ends(address(ALLOWED)) && suspects(&sources, ALLOWED), "{what}");
         }
+    }
+
+    #[test]
+    fn nobody_is_penalised_while_a_successor_takes_over() {
+        let sources = sources(|_| {});
+        sources.part(true);
+        assert!(!suspects(&sources, NEIGHBOUR));
+        sources.part(false);
+        assert!(suspects(&sources, NEIGHBOUR));
     }
 
     #[test]

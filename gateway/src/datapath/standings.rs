@@ -51,7 +51,7 @@ impl Standings {
     }
 
     /// Ends penalties, whether there are any or not; `others`: all sources that have one still.
-    pub fn lift(&mut self, over: &[Address], others: impl Iterator<Item = Address>) -> Result<(), Error> {
+    pub fn lift(&mut self, over: &[Address], others: &[Address]) -> Result<(), Error> {
         for source in over {
             gone(self.penalty.remove(source)).map_err(Error::map(PENALTY))?;
         }

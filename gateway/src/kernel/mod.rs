@@ -240,8 +240,10 @@ impl Kernel {
         state.datapath.as_ref().map_or(Ok(()), |datapath| datapath.give_to(identity.uid(), identity.gid()))
     }
 
-    /// What a successor takes over; `None`: the kernel half does not run.
+    /// What a successor takes over; `None`: the kernel half does not run. Nobody is penalised until [`Self::leave`] or
+    /// [`Self::reclaim`].
     pub fn bequest(&self) -> Result<Option<Bequest>, Error> {
+        self.sources.get().inspect(|sources| sources.part(true));
         self.lock().datapath.as_ref().map(Datapath::bequest).transpose()
     }
 
@@ -252,6 +254,7 @@ impl Kernel {
 
     /// Judges again, after a successor that may have begun to.
     pub fn reclaim(&self) -> Result<(), Error> {
+        self.sources.get().inspect(|sources| sources.part(false));
         self.lock().datapath.as_mut().map_or(Ok(()), Datapath::reclaim)
     }
 
