@@ -79,3 +79,32 @@ fn the_refusal_that_blocks_says_so_and_is_in_force_at_once() {
     times.sort();
     println!("from the refusal to the map: median {:?}, most {:?}", times[SOURCES / 2], times[SOURCES - 1]);
 }
+
+/// A client has all addresses of its IPv6 network, and is one source with all of them.
+#[test]
+fn an_ipv6_network_is_blocked_as_one() {
+    let (network, bpffs) = (Network::new(), BpfFs::mount());
+    network.add_strangers();
+    let upstream = network.gateway.run(Upstream::ok);
+    let kernel = json!({ "interfaces": [EDGE], "escalation": "drop", "persist": bpffs.folder() });
+    let mut config = config(&upstream, kernel);
+    config["listen_addr"] = json!("[fd77::1]:0");
+    config["routes"][0]["rate_limits"] = json!([{ "name": "five", "limit": 5, "per": "minute" }]);
+    let gateway = start(&network, config, |_| {});
+    let (place, map) = (gateway.address, bpffs.map::<Address, Penalty>(PENALTY));
+    let let_in = |source| connect(&network, source, place);
+    // The neighbours find each other by addresses that they have.
+    assert!(let_in("fd77::2").is_some());
+    let address = Address::from("fd78:0:0:1::".parse::<IpAddr>().unwrap());
+    let mut client = Client::over(let_in("fd78:0:0:1::1").expect("it is let in"));
+    let begin = Instant::now();
+    while asks(&mut client, &map, address).is_none() {
+        assert!(begin.elapsed() < PATIENCE, "it is still served");
+        let asked = Instant::now();
+        while asked.elapsed() < LEAST_ROUND {
+            std::hint::spin_loop();
+        }
+    }
+    assert!(let_in("fd78:0:0:1::1").is_none() && let_in("fd78:0:0:1:2:3:4:5").is_none());
+    assert!(let_in("fd78:0:0:2::1").is_some(), "its neighbour");
+}

@@ -1,6 +1,6 @@
 //! Network namespaces joined by a veth pair; each test makes its own and leaves none behind.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
@@ -98,10 +98,15 @@ impl Network {
         Self { gateway, clients }
     }
 
-    /// Makes all of 10.78.0.0/24 addresses of the clients' namespace.
+    /// Makes all of 10.78.0.0/24 and fd78::/32 addresses of the clients' namespace.
     pub fn add_strangers(&self) {
-        self.clients.ip(&["route", "add", "local", "10.78.0.0/24", "dev", "lo"]);
+        for strangers in ["10.78.0.0/24", "fd78::/32"] {
+            self.clients.ip(&["route", "add", "local", strangers, "dev", "lo"]);
+        }
+        // A local route is enough to bind to for IPv4 alone.
+        self.clients.run(|| fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1")).expect("run as root");
         self.gateway.ip(&["route", "add", "10.78.0.0/24", "dev", EDGE]);
+        self.gateway.ip(&["route", "add", "fd78::/32", "via", "fd77::2"]);
     }
 }
 
