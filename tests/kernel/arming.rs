@@ -13,6 +13,9 @@ use serde_json::json;
 use crate::flood::{Answering, Forger, Over, SYSCTL, children, kernel};
 use crate::process::{LOUD, QUIET, config, start};
 
+/// Many more than there may be new sources, and too few to lose the packets of others.
+const PER_SECOND: f64 = 5_000.0;
+
 /// A gateway with few new sources a second, under a flood from nowhere that lasts as long as `work`; before it, `prepare`.
 fn under_a_flood<T>(
     prepare: impl FnOnce(&Answering, &Gateway) -> T,
@@ -29,8 +32,14 @@ fn under_a_flood<T>(
         let _over = Over(&is_over);
         scope.spawn(|| {
             let mut forger = Forger::new(network, gateway.address);
+            let (begin, mut sent) = (Instant::now(), 0.0);
             while !is_over.load(Ordering::Relaxed) {
-                forger.send_from_nowhere();
+                if sent < begin.elapsed().as_secs_f64() * PER_SECOND {
+                    forger.send_from_nowhere();
+                    sent += 1.0;
+                } else {
+                    thread::yield_now();
+                }
             }
         });
         work(&answering, &gateway, prepared);

@@ -36,6 +36,8 @@ const CALM_NS: u64 = 10 * SECOND_NS;
 /// The child answers in microseconds. What it has not answered by then is read at the next turn: whoever waited would
 /// tell the kernel half nothing meanwhile.
 const AT_ONCE: Duration = Duration::from_millis(5);
+/// A child that has missed so many turns may not answer at all; on a busy core it may be late for one.
+const MISSED: u32 = 4;
 /// A gateway that has not said `arm` for so long stands still.
 const SILENCE: Duration = Duration::from_secs(1);
 
@@ -68,8 +70,9 @@ pub struct Stack {
     talk: BufReader<UnixStream>,
     /// What there is of its next answer.
     said: String,
-    /// The order that it has not answered.
+    /// The order that it has not answered, at so many turns since.
     asked: Option<bool>,
+    missed: u32,
     /// What it has done last.
     taking: bool,
     /// Somebody else has changed the setting.
@@ -90,6 +93,7 @@ impl Stack {
             talk: BufReader::new(ours),
             said: String::new(),
             asked: None,
+            missed: 0,
             taking: false,
             changed: false,
         })
@@ -102,6 +106,7 @@ impl Stack {
     /// The child has ended, or cannot do it.
     pub fn turn(&mut self, on: bool) -> io::Result<bool> {
         self.hear()?;
+        self.missed = if self.asked.is_some() { self.missed + 1 } else { 0 };
         if self.asked.is_none() && (on || self.taking || self.changed) {
             writeln!(self.talk.get_mut(), "{}", if on { ARM } else { DISARM })?;
             self.asked = Some(on);
@@ -112,7 +117,7 @@ impl Stack {
 
     /// Whether it can have the stack take cookies: it answers, and nobody else wants it otherwise.
     pub fn is_at_hand(&self) -> bool {
-        self.asked.is_none() && !self.changed
+        self.missed < MISSED && !self.changed
     }
 
     fn hear(&mut self) -> io::Result<()> {
