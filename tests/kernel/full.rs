@@ -3,14 +3,17 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use gateway::config::Kernel;
-use gateway::datapath::{Entry, Fill};
-use gateway_common::maps::{BUCKET, KNOWN, MAX_KNOWN, MAX_NETWORKS, MAX_PENALTIES, MAX_SOURCES, PENALTY};
+use gateway::datapath::{Datapath, Entry, Fill};
+use gateway_common::maps::{
+    ALLOW, BUCKET, DENY, KNOWN, LISTENERS as LISTENING, MAX_KNOWN, MAX_NETWORKS, MAX_PENALTIES, MAX_SOURCES,
+    PENALTY,
+};
 use gateway_common::policy::SLOTS;
 use gateway_common::pressure::{BLOCKING, PENALTIES};
 use gateway_common::standing::{BLOCKED, Class, Penalty};
 use gateway_common::{Address, Verdict};
 use gateway_tests::kernel::packet::Packet;
-use gateway_tests::kernel::policy::{budget, open};
+use gateway_tests::kernel::policy::{budget, networks, open};
 use ipnet::IpNet;
 
 use crate::{LISTENERS, listeners, load, load_with_clock};
@@ -27,6 +30,25 @@ fn syn(source: IpAddr) -> Vec<u8> {
 
 fn fill_of(fills: &[Fill], map: &str) -> Fill {
     *fills.iter().find(|fill| fill.map == map).unwrap()
+}
+
+/// Both slots count, and of a listener its address twice: with its port, and without for fragments.
+#[test]
+fn the_fill_of_each_map_is_told() {
+    let policy = Kernel {
+        allow: networks(&["192.0.2.0/24"]),
+        deny: networks(&["198.51.100.0/24", "203.0.113.0/24"]),
+        ..open()
+    };
+    let mut datapath = load(&policy);
+    let filled = |datapath: &Datapath| datapath.fill().unwrap().map(|fill| (fill.map, fill.entries));
+    let none = [(PENALTY, 0), (KNOWN, 0), (BUCKET, 0)];
+    let lists = |listeners, allow, deny| [(LISTENING, listeners), (ALLOW, allow), (DENY, deny)];
+    assert_eq!(filled(&datapath), [lists(4, 1, 2), none].concat()[..]);
+    datapath.apply(&Kernel { allow: Vec::new(), ..policy }, &listeners(&LISTENERS[..1])).unwrap();
+    datapath.standings().unwrap().know(nth(1).into(), Class::Known, u64::MAX).unwrap();
+    let some = [(PENALTY, 0), (KNOWN, 1), (BUCKET, 0)];
+    assert_eq!(filled(&datapath), [lists(4 + 2, 1, 2 + 2), some].concat()[..]);
 }
 
 #[test]

@@ -4,9 +4,10 @@ use aya::maps::MapData;
 use aya::maps::lpm_trie::Key;
 use aya::{Ebpf, Pod};
 use gateway_common::maps::{
-    ALLOW, BUCKET, DENY, KNOWN, MAX_KNOWN, MAX_NETWORKS, MAX_PENALTIES, MAX_SOURCES, PENALTY,
+    ALLOW, BUCKET, DENY, KNOWN, LISTENERS, MAX_KNOWN, MAX_LISTENERS, MAX_NETWORKS, MAX_PENALTIES,
+    MAX_SOURCES, PENALTY,
 };
-use gateway_common::policy::{Bucket, Charged, Holder, Rule, Source};
+use gateway_common::policy::{Bucket, Charged, Holder, Listener, Rule, Source};
 use gateway_common::standing::{Known, Penalty};
 use gateway_common::{Address, Family};
 
@@ -16,6 +17,9 @@ use super::sys;
 
 /// Entries of one system call.
 const BATCH: usize = 4_096;
+
+/// Maps whose entries come and go.
+pub const MAPS: usize = 6;
 
 /// Entries of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +40,13 @@ pub struct Loud {
     pub refused_at_ns: u64,
 }
 
-pub fn read(bpf: &Ebpf) -> Result<[Fill; 5], Error> {
+pub fn read(bpf: &Ebpf) -> Result<[Fill; MAPS], Error> {
+    let listener = Listener { slot: 0, address: nobody(), port: 0, protocol: 0 };
     let rule = Rule { index: 0, flags: 0, until_ns: 0, watched_until_ns: 0, hits: 0 };
     let network = Key::new(0, Source::new(0, Family::Ipv4, nobody()));
     let fill = |map, entries, most: usize| Fill { map, entries, most: most as u64 };
     Ok([
+        fill(LISTENERS, count(bpf, LISTENERS, listener, 0_u32)?, MAX_LISTENERS),
         fill(ALLOW, count(bpf, ALLOW, network, rule)?, MAX_NETWORKS),
         fill(DENY, count(bpf, DENY, network, rule)?, MAX_NETWORKS),
         fill(PENALTY, count(bpf, PENALTY, nobody(), no_penalty())?, MAX_PENALTIES),

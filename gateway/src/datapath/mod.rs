@@ -52,7 +52,7 @@ pub use bequest::{Bequest, Piece};
 pub use counters::Counters;
 pub use doctor::{Finding, State, examine};
 pub use error::Error;
-pub use fill::{Fill, Loud};
+pub use fill::{Fill, Loud, MAPS};
 pub use hosts::AddressChanges;
 pub use known::Served;
 pub use penalties::Sentences;
@@ -332,8 +332,8 @@ impl Datapath {
         Ok(sum)
     }
 
-    /// How full the maps are that sources fill.
-    pub fn fill(&self) -> Result<[Fill; 5], Error> {
+    /// How full the maps are whose entries come and go.
+    pub fn fill(&self) -> Result<[Fill; MAPS], Error> {
         fill::read(&self.bpf)
     }
 

@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use gateway_common::standing::Penalty;
 
 use super::Kernel;
-use crate::datapath::{Counters, Datapath, Error, Figures, Fill, Hook, Loud, sys};
+use crate::datapath::{Counters, Datapath, Error, Figures, Fill, Hook, Loud, MAPS, sys};
 
 pub struct Reading {
     /// The configured interfaces by name; `None`: the kernel half is not on it.
     pub interfaces: Vec<(String, Option<Hook>)>,
     pub counters: Counters,
-    pub fill: [Fill; 5],
+    pub fill: [Fill; MAPS],
     pub penalties: Vec<(IpAddr, Penalty)>,
     pub heartbeat: Figures,
     /// When that was, on the monotonic clock of packets.
