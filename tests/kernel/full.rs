@@ -1,12 +1,12 @@
 //! Each map filled to its brim, and the words of pressure left to themselves: nobody is refused for it.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use gateway::config::Kernel;
 use gateway::datapath::{Datapath, Entry, Fill};
 use gateway_common::maps::{
-    ALLOW, BUCKET, DENY, KNOWN, LISTENERS as LISTENING, MAX_KNOWN, MAX_NETWORKS, MAX_PENALTIES, MAX_SOURCES,
-    PENALTY,
+    ALLOW, BUCKET, DENY, KNOWN, LISTENERS as LISTENING, MAX_KNOWN, MAX_LISTENERS, MAX_NETWORKS,
+    MAX_PENALTIES, MAX_SOURCES, PENALTY,
 };
 use gateway_common::policy::SLOTS;
 use gateway_common::pressure::{BLOCKING, PENALTIES};
@@ -126,6 +126,41 @@ fn a_list_that_does_not_fit_leaves_the_old_policy() {
     program.run(&syn(nth(most)), 1).unwrap();
     let counters = datapath.counters().unwrap();
     assert_eq!((counters.packets(Verdict::Denied), counters.packets(Verdict::Pass)), (1, 2));
+}
+
+#[test]
+fn more_addresses_than_fit_leave_the_old_policy() {
+    let most = (MAX_LISTENERS / SLOTS / 2) as u32;
+    let places = |count: u32| (0..count).map(|n| SocketAddr::new(nth(n), 80)).collect::<Vec<_>>();
+    let to = |n| Packet::syn("192.0.2.7".parse().unwrap(), nth(n), 80).bytes();
+    let told = "1025 addresses to listen on";
+    let error = Datapath::load(&open(), &places(most + 1)).err().unwrap();
+    assert!(error.to_string().starts_with(told), "{error}");
+
+    let mut datapath = load(&open());
+    let program = datapath.program(Entry::Xdp).unwrap();
+    let judged = |datapath: &Datapath, frames: &[Vec<u8>]| {
+        frames.iter().for_each(|frame| drop(program.run(frame, 1).unwrap()));
+        let counters = datapath.counters().unwrap();
+        (counters.packets(Verdict::Pass), counters.packets(Verdict::NotOurs))
+    };
+    let error = datapath.apply(&open(), &places(most + 1)).unwrap_err();
+    assert!(error.to_string().starts_with(told), "{error}");
+    assert_eq!(
+        judged(&datapath, &[syn(nth(1)), to(0)]),
+        (1, 1),
+        "the address of before, and none of the new"
+    );
+    // In both slots.
+    for _ in 0..SLOTS {
+        datapath.apply(&open(), &places(most)).unwrap();
+    }
+    let fill = fill_of(&datapath.fill().unwrap(), LISTENING);
+    assert_eq!((fill.entries, fill.most), (MAX_LISTENERS as u64, MAX_LISTENERS as u64));
+    assert_eq!(judged(&datapath, &[to(0), to(most - 1), to(most), syn(nth(1))]), (3, 3));
+    let error = datapath.apply(&open(), &places(most + 1)).unwrap_err();
+    assert!(error.to_string().starts_with(told), "{error}");
+    assert_eq!(judged(&datapath, &[to(most - 1), to(most)]), (4, 4), "a full map is as good as before");
 }
 
 /// A gateway that has stopped says nothing more: a second later nobody is shed and no cookie is sent.
