@@ -13,6 +13,7 @@ mod control;
 mod differential;
 mod doctor;
 mod flood;
+mod footprint;
 mod full;
 mod headers;
 mod interfaces;
