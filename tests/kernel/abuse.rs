@@ -54,9 +54,9 @@ struct Abuse {
     took: Duration,
 }
 
-fn ignore_refusals(network: &Network, place: SocketAddr) -> (Abuse, Vec<Client>) {
+fn ignore_refusals(network: &Network, source: &str, place: SocketAddr) -> (Abuse, Vec<Client>) {
     let connect = || {
-        let mut client = Client::over(connect(network, LOUD, place)?);
+        let mut client = Client::over(connect(network, source, place)?);
         client.stream().set_read_timeout(Some(ABUSER_PATIENCE)).unwrap();
         Some(client)
     };
@@ -98,7 +98,7 @@ fn abusers_on_keepalive_connections_are_gone_while_a_neighbour_is_served() {
             }
             asked
         });
-        let (Abuse { answers, .. }, abusers) = ignore_refusals(&network, place);
+        let (Abuse { answers, .. }, abusers) = ignore_refusals(&network, LOUD, place);
         assert!(answers > CONNECTIONS, "closed before they could ignore anything: {answers}");
         done.store(true, Ordering::Relaxed);
         assert!(neighbour.join().unwrap() > 0);
@@ -127,7 +127,7 @@ fn a_flood_past_a_limit_of_each_second_is_sent_away_and_then_dropped() {
     let network = Network::new();
     let upstream = network.gateway.run(Upstream::ok);
     let gateway = start_limited_each_second(&network, &upstream);
-    let (abuse, _) = ignore_refusals(&network, gateway.address);
+    let (abuse, _) = ignore_refusals(&network, LOUD, gateway.address);
     assert_eq!(abuse.longest_wait, 5);
     assert!(abuse.closed > CONNECTIONS / 2, "{} connections closed", abuse.closed);
     assert!(abuse.took < Duration::from_secs(20), "{:?}", abuse.took);
@@ -255,4 +255,45 @@ fn a_trusted_proxy_is_never_penalised() {
     }
     assert_eq!(connects(&network, LOUD, place, 20), 20, "far beyond the budget");
     assert_eq!(penalised(&network, &gateway) as u64, 0);
+}
+
+/// Whoever ignores its refusals behind a load balancer that `trusted_proxies` forgot, it is not penalised for that: by
+/// what it sends it can be told from a client that floods as much.
+#[test]
+fn what_looks_like_a_forgotten_load_balancer_is_never_penalised() {
+    const SAYS: [&str; 2] = ["X-Forwarded-For: 198.51.100.7", "Via: 1.1 balancer"];
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let gateway = start(&network, limited(&upstream, "drop"), |_| {});
+    let place = gateway.address;
+    let requests = SAYS.map(|field| get("/").replace("\r\n\r\n", &format!("\r\n{field}\r\n\r\n")));
+    let mut balancer: Vec<Client> = (0..CONNECTIONS).map(|_| client(&network, LOUD, place)).collect();
+    let mut refused_once_each = || {
+        let asked = balancer.iter_mut().zip(requests.iter().cycle());
+        asked
+            .map(|(client, request)| client.send(request).response().status())
+            .filter(|status| *status == 429)
+            .count()
+    };
+    thread::scope(|scope| {
+        let abuser = scope.spawn(|| ignore_refusals(&network, QUIET, place).0);
+        let mut refused = 0;
+        while !abuser.is_finished() {
+            refused += refused_once_each();
+        }
+        let abuse = abuser.join().unwrap();
+        while refused < abuse.answers {
+            refused += refused_once_each();
+        }
+    });
+    let line = gateway.log.wait_for("level=2");
+    assert!(line.contains(QUIET), "{line}");
+    network.gateway.run(|| {
+        gateway.wait_for_metrics("the abuser's penalty is the only one", |metrics| {
+            let sources =
+                ["1", "2"].map(|level| metrics.get("gateway_kernel_penalties", &[("level", level)]));
+            sources == [Some(0.0), Some(1.0)]
+        });
+    });
+    assert_eq!(connects(&network, LOUD, place, 20), 20);
 }
