@@ -1,5 +1,7 @@
 //! Lists made at run time, in the kernel: from the command to the packet, over restarts and reloads.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use gateway_tests::kernel::netns::{EDGE, Network};
 use gateway_tests::{Api, Client, Gateway, PATIENCE, Upstream};
 use rustix::process::Signal;
@@ -144,7 +146,12 @@ fn who_is_over_budget_is_told_until_when() {
         // Seconds have passed since.
         assert!(told["verdict"] == json!("pass") && told["left"].as_u64() >= Some(1), "{told}");
     }
-    assert_eq!(explain(&gateway, "10.77.0.9")["left"], json!(3));
+    assert!(told["refused"].as_u64() >= Some(1), "{told}");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let last = told["last_refused"].as_u64().unwrap();
+    assert!((now - 60..=now).contains(&last), "{last}, {now}");
+    let stranger = explain(&gateway, "10.77.0.9");
+    assert_eq!((&stranger["left"], &stranger["last_refused"]), (&json!(3), &json!(null)));
 }
 
 /// A gateway that takes five requests a minute of each client, and slows those that ignore it.

@@ -26,7 +26,8 @@ fn connections(kernel: &Connections, now: u64, text: &mut String) {
     rows.push(("since", kernel.since.map(|since| time::show(since, now))));
     rows.push(("until", kernel.until.map(|until| time::show(until, now))));
     rows.push(("reason", kernel.reason.as_ref().map(|reason| format!("{reason:?}"))));
-    rows.push(("refused", Some(format!("{} packets", kernel.refused))));
+    let last = kernel.last_refused.map(|last| format!(", the last {}", time::show(last, now)));
+    rows.push(("refused", Some(format!("{} packets{}", kernel.refused, last.unwrap_or_default()))));
     rows.push(("class", Some(kernel.class.clone())));
     rows.push(("level", kernel.level.map(|level| level.to_string())));
     rows.push(("left", Some(format!("{} connections at once", kernel.left))));

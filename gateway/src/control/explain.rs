@@ -45,6 +45,8 @@ pub struct Connections {
     pub reason: Option<String>,
     /// Packets that met the deny rule or the penalty, or were beyond the budget or the ceiling.
     pub refused: u64,
+    /// When a budget or the ceiling refused the last of them.
+    pub last_refused: Option<u64>,
     /// How well it is known: `unknown`, `known` or `proven`.
     pub class: String,
     /// Of its penalty, where it has one: 1 or 2.
@@ -155,6 +157,7 @@ fn connections(
         until,
         reason,
         refused: account.refused,
+        last_refused: (account.refused_at_ns != 0).then(|| at(account.refused_at_ns)),
         class: account.class.name().to_owned(),
         level: account.penalty.map(|penalty| penalty.level),
         left: account.left,

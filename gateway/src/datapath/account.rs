@@ -37,6 +37,8 @@ pub struct Account {
     pub class: Class,
     /// Packets that met the deny rule or the penalty, or were beyond the budget or the ceiling.
     pub refused: u64,
+    /// When the budget or the ceiling last refused it; 0: lists and penalties do not know.
+    pub refused_at_ns: u64,
     /// Connections it could open at once.
     pub left: u64,
     /// When it could open one, as far as the budget or the ceiling that decides goes.
@@ -123,6 +125,11 @@ pub fn read(
         penalty,
         class,
         refused,
+        refused_at_ns: match verdict {
+            Verdict::Allowed | Verdict::Denied | Verdict::Penalised => 0,
+            Verdict::OverCeiling => packets.refused_at_ns,
+            _ => bucket.refused_at_ns,
+        },
         left,
         free_at_ns: now
             + if verdict == Verdict::OverCeiling {
