@@ -6,6 +6,7 @@
 //! that is over the bare program's in between: what else the machine does makes all of them slower, and none faster.
 //! The last rows are of the packets of 4,096 sources in turn.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use gateway::config::Kernel;
 use gateway::datapath::{Datapath, Entry, sys};
 use gateway_common::pressure::{BLOCKING, PENALTIES};
-use gateway_common::standing::{BLOCKED, Penalty};
+use gateway_common::standing::{BLOCKED, Class, Mark, Penalty};
 use gateway_common::{Address, Verdict};
 use gateway_tests::kernel::bpf::{Constant, XDP_DROP, XDP_PASS};
 use gateway_tests::kernel::packet::{ACK, Extension, Packet, UDP};
@@ -54,7 +55,11 @@ fn main() -> Result<()> {
     let wanted = |row: &(Row, Prepare)| row.0.0.contains(&part);
     let nothing: Prepare = |_| Ok(());
     let plain = rows().into_iter().map(|row| (row, nothing));
-    let prepared = [(loud(), cookies_may_be_armed as Prepare), (all_in_use(), others_penalised)];
+    let prepared = [
+        (loud(), cookies_may_be_armed as Prepare),
+        (all_in_use(), others_penalised),
+        (all_full(), many_penalised),
+    ];
     for ((name, policy, packet, verdict), prepare) in plain.chain(prepared).filter(wanted) {
         let measure =
             |entry| measure(&policy, prepare, &listeners, entry, &packet, verdict, &bare).context(name);
@@ -62,7 +67,14 @@ fn main() -> Result<()> {
         let name = format!("{}: {name}", verdict.row().name);
         println!("| {name:<44} | {:>5} | {over:>+9} | {:>5} |", xdp.as_nanos(), tc.as_nanos());
     }
-    let in_turn = [(many_denied(), nothing), (admitted(), nothing), (all_in_use(), others_penalised)];
+    let in_turn = [
+        (elsewhere(), nothing),
+        (few_denied(), nothing),
+        (many_denied(), nothing),
+        (admitted(), nothing),
+        (all_in_use(), others_penalised),
+        (all_full(), many_penalised),
+    ];
     for ((name, policy, packet, verdict), prepare) in in_turn.into_iter().filter(wanted) {
         let (each, over) = rotate(&policy, prepare, &listeners, &packet, verdict, &bare).context(name)?;
         let name = format!("{}: {name}, 4,096 sources", verdict.row().name);
@@ -73,6 +85,11 @@ fn main() -> Result<()> {
 
 fn v4() -> Packet {
     Packet::syn(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)), IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), 80)
+}
+
+/// Those that a row goes through; that of `v4` is one of them.
+fn source(n: u32) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from_bits(0xc000_0000 + n))
 }
 
 fn v6() -> Packet {
@@ -93,6 +110,15 @@ fn admitted() -> Row {
 fn long_list(network: &str) -> Vec<IpNet> {
     let apart = (0..MANY).map(|n| IpNet::from(IpAddr::V4(Ipv4Addr::from_bits(n.wrapping_mul(0x9e37_79b9)))));
     policy::networks(&[network]).into_iter().chain(apart).collect()
+}
+
+fn elsewhere() -> Row {
+    ("SYN to another port", ample(), Packet { port: 81, ..v4() }, Verdict::NotOurs)
+}
+
+/// A list of one network, that of all the sources of a row.
+fn few_denied() -> Row {
+    ("deny hit", Kernel { deny: policy::networks(&["192.0.0.0/16"]), ..ample() }, v4(), Verdict::Denied)
 }
 
 fn many_denied() -> Row {
@@ -127,15 +153,41 @@ fn all_in_use() -> Row {
     ("IPv4, every list in use", lists, v4(), Verdict::Pass)
 }
 
+fn all_full() -> Row {
+    ("IPv4, every list full", searched(), v4(), Verdict::Pass)
+}
+
 /// Somebody else is blocked, and the least share of all strangers is shed.
 fn others_penalised(datapath: &Datapath) -> Result<()> {
-    const HOUR_NS: u64 = 3_600_000_000_000;
-    let (mut standings, since_ns) = (datapath.standings()?, sys::monotonic_ns());
-    let until_ns = since_ns + HOUR_NS;
-    let penalty = Penalty { until_ns, since_ns, hits: 0, rule: 1, level: BLOCKED, refused: 50, ignored: 50 };
+    let (mut standings, penalty) = (datapath.standings()?, blocked());
     standings.penalise(Address::from(IpAddr::from([203, 0, 113, 1])), penalty, PENALTIES | BLOCKING)?;
-    standings.shed([1, 0, 0], 0, until_ns)?;
+    standings.shed([1, 0, 0], 0, penalty.until_ns)?;
     Ok(())
+}
+
+/// So many others are blocked that nearly every source of a row shares its mark with one of them; all strangers are
+/// shed, and the row's sources are known, so that they are not.
+fn many_penalised(datapath: &Datapath) -> Result<()> {
+    const OTHERS: usize = 65_000;
+    let (mut standings, penalty) = (datapath.standings()?, blocked());
+    let mut marked = HashSet::new();
+    let others = (0x0a00_0000..).map(|n| Address::from(IpAddr::V4(Ipv4Addr::from_bits(n))));
+    let place = |source: &Address| (Mark::of(source).word(), Mark::of(source).bit());
+    for other in others.filter(|other| marked.insert(place(other))).take(OTHERS) {
+        standings.penalise(other, penalty, PENALTIES | BLOCKING)?;
+    }
+    for n in 0..SOURCES {
+        standings.know(source(n).into(), Class::Known, penalty.until_ns)?;
+    }
+    standings.shed([u16::MAX, 0, 0], 0, penalty.until_ns)?;
+    Ok(())
+}
+
+fn blocked() -> Penalty {
+    const HOUR_NS: u64 = 3_600_000_000_000;
+    let since_ns = sys::monotonic_ns();
+    let until_ns = since_ns + HOUR_NS;
+    Penalty { until_ns, since_ns, hits: 0, rule: 1, level: BLOCKED, refused: 50, ignored: 50 }
 }
 
 fn rows() -> Vec<Row> {
@@ -151,7 +203,7 @@ fn rows() -> Vec<Row> {
         ("no IP", ample(), Packet { ethertype: Some(0x0806), ..v4() }, NotOurs),
         ("no TCP", ample(), Packet { protocol: UDP, ..v4() }, NotOurs),
         ("no SYN", ample(), Packet { flags: ACK, ..v4() }, NotOurs),
-        ("SYN to another port", ample(), Packet { port: 81, ..v4() }, NotOurs),
+        elsewhere(),
         ("short TCP header", ample(), Packet { tcp_words: 4, ..v4() }, Malformed),
         ("allow hit", lists(&["192.0.2.0/24"], &[]), v4(), Allowed),
         ("deny hit", lists(&[], &["192.0.2.0/24"]), v4(), Denied),
@@ -212,7 +264,6 @@ fn rotate(
     let mut datapath = Datapath::load(policy, listeners)?;
     prepare(&datapath)?;
     let program = datapath.program(Entry::Xdp)?;
-    let source = |n| IpAddr::V4(Ipv4Addr::from_bits(0xc000_0000 + n));
     let frames: Vec<_> =
         (0..SOURCES).map(|n| Packet { source: source(n), ..packet.clone() }.bytes()).collect();
     let (mut times, mut bare_times) = (Vec::new(), Vec::new());
