@@ -51,6 +51,21 @@ fn signal_child(gateway: &Gateway, signal: Signal) {
     kill_process(Pid::from_raw(child.parse().unwrap()).unwrap(), signal).unwrap();
 }
 
+/// None, of a thousand requests that would be worth one.
+fn check_none_is_sent(answering: &Answering, gateway: &Gateway) {
+    answering.network.gateway.run(|| {
+        gateway.wait_for_metrics("they are not armed", |metrics| {
+            metrics.get("gateway_kernel_cookies_armed", &[]) == Some(0.0)
+        });
+    });
+    let [sent, passed] = ["cookie_sent", "flooded"].map(|verdict| answering.counted(gateway, verdict));
+    let begin = Instant::now();
+    while answering.counted(gateway, "flooded") < passed + 1_000 {
+        assert!(begin.elapsed() < PATIENCE, "the flood is over");
+    }
+    assert_eq!(answering.counted(gateway, "cookie_sent"), sent);
+}
+
 /// The kernel half is kept told meanwhile, and cookies are armed when the child answers.
 #[test]
 fn a_child_that_does_not_answer_is_not_waited_for() {
@@ -85,18 +100,7 @@ fn a_setting_that_somebody_else_changes_is_left_to_him() {
             gateway.log.wait_for("SYN cookies armed");
             set("1");
             gateway.log.wait_for("no SYN cookies until the child");
-            answering.network.gateway.run(|| {
-                gateway.wait_for_metrics("they are not armed", |metrics| {
-                    metrics.get("gateway_kernel_cookies_armed", &[]) == Some(0.0)
-                });
-            });
-            let [sent, passed] =
-                ["cookie_sent", "flooded"].map(|verdict| answering.counted(gateway, verdict));
-            let begin = Instant::now();
-            while answering.counted(gateway, "flooded") < passed + 1_000 {
-                assert!(begin.elapsed() < PATIENCE, "the flood is over");
-            }
-            assert_eq!(answering.counted(gateway, "cookie_sent"), sent);
+            check_none_is_sent(answering, gateway);
             assert_eq!(answering.syncookies(), "1");
             set("2");
             gateway.log.wait_for("SYN cookies armed");
@@ -117,6 +121,21 @@ fn the_setting_is_put_back_while_the_gateway_is_stopped() {
             gateway.signal(Signal::CONT);
             answering.wait_for_syncookies("2");
             assert!(answering.is_served(QUIET, gateway.address));
+        },
+    );
+}
+
+/// Nobody is left to put the setting back; that is the limit that the docs name.
+#[test]
+fn a_child_that_is_killed_ends_the_cookies_and_leaves_the_setting() {
+    under_a_flood(
+        |_, _| {},
+        |answering, gateway, ()| {
+            gateway.log.wait_for("SYN cookies armed");
+            signal_child(gateway, Signal::KILL);
+            gateway.log.wait_for("the stack takes no SYN cookies: none are sent from here on");
+            check_none_is_sent(answering, gateway);
+            assert_eq!(answering.syncookies(), "2");
         },
     );
 }

@@ -10,7 +10,7 @@ use gateway_tests::client::get;
 use gateway_tests::kernel::held::BpfFs;
 use gateway_tests::kernel::netns::{EDGE, Network};
 use gateway_tests::{Client, PATIENCE, Upstream};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::net::IpAddr;
 
@@ -23,6 +23,14 @@ const LEAST_ROUND: Duration = Duration::from_millis(11);
 
 fn source(n: usize) -> String {
     format!("10.78.0.{}", n + 1)
+}
+
+/// Five requests a minute of each client, and whoever goes on is dropped.
+fn limited(upstream: &Upstream, bpffs: &BpfFs) -> Value {
+    let kernel = json!({ "interfaces": [EDGE], "escalation": "drop", "persist": bpffs.folder() });
+    let mut config = config(upstream, kernel);
+    config["routes"][0]["rate_limits"] = json!([{ "name": "five", "limit": 5, "per": "minute" }]);
+    config
 }
 
 /// Asks until an answer is the last of its connection; how long after it the source's penalty was found in the map,
@@ -46,10 +54,7 @@ fn the_refusal_that_blocks_says_so_and_is_in_force_at_once() {
     let (network, bpffs) = (Network::new(), BpfFs::mount());
     network.add_strangers();
     let upstream = network.gateway.run(Upstream::ok);
-    let kernel = json!({ "interfaces": [EDGE], "escalation": "drop", "persist": bpffs.folder() });
-    let mut config = config(&upstream, kernel);
-    config["routes"][0]["rate_limits"] = json!([{ "name": "five", "limit": 5, "per": "minute" }]);
-    let gateway = start(&network, config, |_| {});
+    let gateway = start(&network, limited(&upstream, &bpffs), |_| {});
     let (place, map) = (gateway.address, bpffs.map::<Address, Penalty>(PENALTY));
     let mut clients: Vec<(usize, Client)> = (0..SOURCES)
         .map(|n| (n, Client::over(connect(&network, &source(n), place).expect("it is let in"))))
@@ -86,10 +91,8 @@ fn an_ipv6_network_is_blocked_as_one() {
     let (network, bpffs) = (Network::new(), BpfFs::mount());
     network.add_strangers();
     let upstream = network.gateway.run(Upstream::ok);
-    let kernel = json!({ "interfaces": [EDGE], "escalation": "drop", "persist": bpffs.folder() });
-    let mut config = config(&upstream, kernel);
+    let mut config = limited(&upstream, &bpffs);
     config["listen_addr"] = json!("[fd77::1]:0");
-    config["routes"][0]["rate_limits"] = json!([{ "name": "five", "limit": 5, "per": "minute" }]);
     let gateway = start(&network, config, |_| {});
     let (place, map) = (gateway.address, bpffs.map::<Address, Penalty>(PENALTY));
     let let_in = |source| connect(&network, source, place);
