@@ -6,3 +6,4 @@ pub mod held;
 pub mod netns;
 pub mod packet;
 pub mod policy;
+pub mod turning;
