@@ -8,23 +8,28 @@ use crate::standing::Class;
 
 /// Place of the set of `PENALTIES` and the others.
 pub const ATTENTION: u32 = 0;
-/// Place of the word that lets cookies be sent; its level says nothing.
+/// Place of the word that lets cookies be sent; its level says nothing, nor do those of the next two.
 pub const ARMED: u32 = 1;
+/// Place of the word that has what may be the answer to a cookie looked at.
+pub const TAKING: u32 = 2;
+/// Place of the word that says that cookies are armed when they are due: there is somebody to have the stack take them.
+pub const CAN_ARM: u32 = 3;
 /// Place of the word of the first class; the others follow.
-pub const SHED: u32 = 2;
+pub const SHED: u32 = 4;
 /// Words of the map.
 pub const WORDS: usize = SHED as usize + Class::ALL.len();
+
+/// For so long after a cookie was sent the stack may take the connection that comes of it (`TCP_SYNCOOKIE_VALID`).
+pub const COOKIE_LIVES_NS: u64 = 120_000_000_000;
 
 /// There are penalties.
 pub const PENALTIES: u64 = 1;
 /// There are penalties of level 2: packets of connections are looked at too.
 pub const BLOCKING: u64 = 1 << 1;
-/// Cookies are armed: what may be the answer to one is looked at.
+/// Cookies may be out: what may be the answer to one is looked at.
 pub const COOKIES: u64 = 1 << 2;
 /// Some class is shed.
 pub const SHEDDING: u64 = 1 << 3;
-/// Cookies are armed when they are due: there is somebody to have the stack take them.
-pub const MAY_ARM: u64 = 1 << 4;
 
 /// A level with its end and the epoch that decides whom it meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +48,10 @@ pub struct Shedding {
     epoch: u16,
 }
 
-/// Units of a word's end, 1.05 ms each: 32 bits of them are 52 days, far more than any word lives.
+/// No word lives longer, in [`ticks`]: 73 minutes. An end that is further off has wrapped.
+const LONGEST: i32 = 1 << 22;
+
+/// Units of a word's end, 1.05 ms each: 32 bits of them are 52 days.
 #[inline(always)]
 pub const fn ticks(now_ns: u64) -> u32 {
     (now_ns >> 20) as u32
@@ -63,7 +71,7 @@ impl Word {
     pub const fn read(word: u64, now_ns: u64) -> Option<Self> {
         let this = Self { level: word as u16, epoch: (word >> 16) as u16, until: (word >> 32) as u32 };
         let left = this.until.wrapping_sub(ticks(now_ns)) as i32;
-        if word != 0 && left > 0 { Some(this) } else { None }
+        if word != 0 && left > 0 && left <= LONGEST { Some(this) } else { None }
     }
 }
 
@@ -190,6 +198,15 @@ mod tests {
             assert_eq!(Word::read(word.pack(), start + 1_010 * MS), None);
         }
         assert_eq!(Word::read(0, 1 << 63), None);
+    }
+
+    /// The one of a gateway that was killed with its pins kept, weeks ago.
+    #[test]
+    fn a_word_does_not_come_back() {
+        const DAY_NS: u64 = 86_400_000_000_000;
+        let word = Word::new(7, 3, 5_000_000_000).pack();
+        let back = (0..52).find(|day| Word::read(word, 6_000_000_000 + day * DAY_NS).is_some());
+        assert_eq!(back, None);
     }
 
     fn shedding(levels: [u16; 3], epoch: u16) -> Shedding {

@@ -5,16 +5,18 @@
 //! limited; segments of connections are looked at while somebody is blocked, cookies are out, or a ceiling
 //! is set.
 
+use gateway_common::addr::Mask;
+use gateway_common::limit::Budget;
 use gateway_common::policy::{
     Charged, HAS_ALLOW, HAS_CEILING, HAS_DENY, Holder, MAY_SEND_COOKIES, Policy, Port, STRICT_FRAGMENTS,
     Source,
 };
-use gateway_common::pressure::{BLOCKING, COOKIES, MAY_ARM, PENALTIES, SHEDDING};
+use gateway_common::pressure::{BLOCKING, COOKIES, PENALTIES, SHEDDING};
 use gateway_common::standing::{BLOCKED, Class, SLOWED_BY};
 use gateway_common::{Address, Family, Verdict};
 
-use crate::maps::{self, Charge, Exempt};
-use crate::packet::{Frame, Judge, Kind, Segment};
+use crate::maps::{self, Charge, Exempt, InForce};
+use crate::packet::{Answer, Frame, Judge, Kind, Segment};
 
 /// What one frame is judged by.
 pub struct Court<'a, F> {
@@ -48,7 +50,34 @@ impl<F: Frame> Judge for Court<'_, F> {
 fn answer(frame: &impl Frame, policy: &Policy, request: &Segment) -> Verdict {
     let [ipv4, ipv6] = policy.segment_bytes;
     let segment_bytes = if request.family == Family::Ipv6 { ipv6 } else { ipv4 };
-    if frame.answer(request, segment_bytes) { Verdict::CookieSent } else { Verdict::OverBudget }
+    match frame.answer(request, segment_bytes) {
+        Answer::Sent => Verdict::CookieSent,
+        Answer::Impossible => Verdict::OverBudget,
+        // What is left of the port's last connection would not take what comes back, but takes a request. It is charged
+        // like a connection of the source's own, for whoever has none guesses at ports.
+        Answer::Unwanted => {
+            let own = Holder::new(holder(policy, request), policy.epoch, Charged::Connections);
+            match maps::charge(&policy.budget, None, &own, maps::now()) {
+                Charge::Granted | Charge::New => Verdict::Flooded,
+                Charge::Refused => Verdict::OverBudget,
+                Charge::Contended => Verdict::Contended,
+            }
+        }
+    }
+}
+
+/// Whose budget a segment is charged to.
+#[inline(always)]
+fn holder(policy: &Policy, segment: &Segment) -> Address {
+    cut(segment, &policy.source_mask)
+}
+
+#[inline(always)]
+fn cut(segment: &Segment, mask: &Mask) -> Address {
+    match segment.family {
+        Family::Ipv6 => segment.source.masked(mask),
+        Family::Ipv4 | Family::Other => segment.source,
+    }
 }
 
 /// Says what becomes of `segment` under the policy of `slot`.
@@ -72,14 +101,10 @@ fn admit<F: Frame>(frame: &F, slot: u32, policy: &Policy, segment: &Segment) -> 
     if segment.kind == Kind::Fragment {
         return if policy.has(STRICT_FRAGMENTS) { Verdict::Fragment } else { Verdict::Malformed };
     }
-    let cut = |mask| match segment.family {
-        Family::Ipv6 => segment.source.masked(mask),
-        Family::Ipv4 | Family::Other => segment.source,
-    };
     let (now, attention) = (maps::now(), maps::attention());
     let mut slowed = None;
     if attention & PENALTIES != 0
-        && let Some(penalty) = maps::penalty(cut(&policy.client_mask), now)
+        && let Some(penalty) = maps::penalty(cut(segment, &policy.client_mask), now)
     {
         if penalty.level() == BLOCKED {
             penalty.hit();
@@ -87,7 +112,7 @@ fn admit<F: Frame>(frame: &F, slot: u32, policy: &Policy, segment: &Segment) -> 
         }
         slowed = Some(penalty);
     }
-    let address = cut(&policy.source_mask);
+    let address = holder(policy, segment);
     if F::ANSWERS && policy.has(HAS_CEILING) {
         let holder = Holder::new(address, policy.epoch, Charged::Packets);
         match maps::charge(&policy.ceiling, Some(&policy.new_sources), &holder, now) {
@@ -96,45 +121,52 @@ fn admit<F: Frame>(frame: &F, slot: u32, policy: &Policy, segment: &Segment) -> 
             Charge::Contended => return Verdict::Contended,
         }
     }
+    let budget = if slowed.is_some() { policy.budget.slowed(SLOWED_BY) } else { policy.budget };
+    // Of connections that are no claim: they have answered.
+    let own = || Holder::new(address, policy.epoch, Charged::Connections);
     match segment.kind {
         Kind::Request => {}
-        Kind::Ack if F::ANSWERS && attention & COOKIES != 0 && maps::may_answer(now) => {
-            return returned(frame, policy, segment, address, now);
+        Kind::Ack if F::ANSWERS && attention & COOKIES != 0 && maps::takes_answers(now) => {
+            if frame.is_of_connection(segment) {
+                return Verdict::NotOurs;
+            }
+            if !frame.has_cookie(segment) {
+                // The rest of what came with a cookie that was refused: the stack would reset it.
+                return if maps::is_overdrawn(&own(), now) { Verdict::OverBudget } else { Verdict::NotOurs };
+            }
+            if lists & HAS_DENY != 0 && maps::denies(source) {
+                return Verdict::Denied;
+            }
+            return returned(&budget, slowed, policy, &own(), now);
         }
         Kind::Ack | Kind::Other | Kind::Fragment => return Verdict::NotOurs,
     }
-    let budget = if slowed.is_some() { policy.budget.slowed(SLOWED_BY) } else { policy.budget };
     let holder = Holder::new(address, policy.epoch, Charged::Requests);
     let charge = maps::charge(&budget, Some(&policy.new_sources), &holder, now);
-    let could_answer =
-        F::ANSWERS && maps::with_cookies() && attention & MAY_ARM != 0 && policy.has(MAY_SEND_COOKIES);
+    let could_answer = || F::ANSWERS && policy.has(MAY_SEND_COOKIES) && maps::can_arm(now);
     let wants_cookie = match charge {
         Charge::Granted => false,
         Charge::Contended => return Verdict::Contended,
         Charge::New => true,
+        Charge::Refused if slowed.is_some() => return refused(slowed),
         Charge::Refused => {
-            if let Some(penalty) = slowed {
-                penalty.hit();
-                return Verdict::Penalised;
-            }
             // The source is a claim: whoever forges that of a client we know must not lock it out. One that has had too
             // many connections of its own is none.
-            let own = Holder::new(address, policy.epoch, Charged::Connections);
-            if !could_answer
-                || maps::class(&cut(&policy.client_mask), now) == Class::Unknown
-                || maps::is_overdrawn(&own, now)
+            if !could_answer()
+                || maps::class(&cut(segment, &policy.client_mask), now) == Class::Unknown
+                || maps::is_overdrawn(&own(), now)
             {
                 return Verdict::OverBudget;
             }
             true
         }
     };
-    if attention & SHEDDING != 0 && maps::sheds(&policy.shed_key, &cut(&policy.client_mask), now) {
+    if attention & SHEDDING != 0 && maps::sheds(&policy.shed_key, &cut(segment, &policy.client_mask), now) {
         return Verdict::Shed;
     }
     if !wants_cookie {
         Verdict::Pass
-    } else if !could_answer || attention & COOKIES == 0 || !maps::may_answer(now) {
+    } else if !could_answer() || !maps::may_answer(now) {
         // Userspace arms cookies when it sees these.
         Verdict::Flooded
     } else if maps::is_seed_due(listener, now) {
@@ -154,20 +186,24 @@ fn exempted(kind: Kind) -> Verdict {
     }
 }
 
-/// A segment that may be the answer to a cookie: if it is, its source is no claim any more, and is charged.
+/// The answer to a cookie: its source is no claim any more, and is charged.
 #[inline(always)]
-fn returned<F: Frame>(frame: &F, policy: &Policy, segment: &Segment, address: Address, now: u64) -> Verdict {
-    if frame.is_of_connection(segment) || !frame.has_cookie(segment) {
-        return Verdict::NotOurs;
-    }
-    let holder = Holder::new(address, policy.epoch, Charged::Connections);
-    match maps::charge(&policy.budget, None, &holder, now) {
+fn returned(budget: &Budget, slowed: Option<InForce>, policy: &Policy, own: &Holder, now: u64) -> Verdict {
+    match maps::charge(budget, None, own, now) {
         Charge::Granted | Charge::New => {
-            maps::remember(Holder::new(address, policy.epoch, Charged::Requests), now);
+            maps::remember(Holder::new(own.address, policy.epoch, Charged::Requests), now);
             Verdict::CookieAccepted
         }
         // What it sends next brings the cookie again, so it waits rather than fails.
-        Charge::Refused => Verdict::OverBudget,
+        Charge::Refused => refused(slowed),
         Charge::Contended => Verdict::Contended,
     }
+}
+
+/// Of a source that has used up its budget: it has a penalty to thank for that where there is one.
+#[inline(always)]
+fn refused(slowed: Option<InForce>) -> Verdict {
+    let Some(penalty) = slowed else { return Verdict::OverBudget };
+    penalty.hit();
+    Verdict::Penalised
 }

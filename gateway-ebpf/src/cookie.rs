@@ -19,7 +19,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::XdpContext;
 use gateway_common::Family;
 
-use crate::packet::Segment;
+use crate::packet::{Answer, Segment};
 
 const IPV4_WORDS: usize = 5;
 const IPV6_WORDS: usize = 10;
@@ -41,34 +41,37 @@ const CURRENT_NAMESPACE: u64 = -1_i64 as u64;
 const LISTEN: u32 = 10;
 
 /// Turns `request` into its answer: addresses and ports swapped, the cookie as its sequence number.
-///
-/// `false` where the request has IP options or extension headers, or the frame cannot be changed.
 #[inline(always)]
-pub fn answer(context: &XdpContext, request: &Segment, segment_bytes: u16) -> bool {
+pub fn answer(context: &XdpContext, request: &Segment, segment_bytes: u16) -> Answer {
     if !request.is_plain {
-        return false;
+        return Answer::Impossible;
     }
     match request.family {
         Family::Ipv4 => answer_ipv4(context, request.ip, request.tcp_words, segment_bytes),
         Family::Ipv6 => answer_ipv6(context, request.ip, request.tcp_words, segment_bytes),
-        Family::Other => false,
+        Family::Other => Answer::Impossible,
     }
 }
 
 #[inline(never)]
-fn answer_ipv4(context: &XdpContext, ip_place: usize, tcp_words: u8, segment_bytes: u16) -> bool {
-    let (mut ip, mut tcp) = ([0; IPV4_WORDS], room());
+fn answer_ipv4(context: &XdpContext, ip_place: usize, tcp_words: u8, segment_bytes: u16) -> Answer {
+    // The ports follow the addresses on the wire as they do in a tuple.
+    let (mut ip, mut tcp) = ([0; IPV4_WORDS + 1], room());
     let length = header(context, ip_place + IPV4_WORDS * 4, tcp_words, &mut tcp);
     if length == 0 || !load(context, ip_place, &mut ip) {
-        return false;
+        return Answer::Impossible;
+    }
+    let [_, _, _, tuple @ ..] = &ip;
+    if has_socket(context, tuple) {
+        return Answer::Unwanted;
     }
     // SAFETY: an IPv4 header, and `length` bytes of a TCP header's room, both on the stack.
     let cookie =
         unsafe { bpf_tcp_raw_gen_syncookie_ipv4((&raw mut ip).cast(), tcp.as_mut_ptr().cast(), length) };
     if cookie < 0 {
-        return false;
+        return Answer::Impossible;
     }
-    let [_, _, _, source, destination] = ip;
+    let [_, _, _, source, destination, _] = ip;
     let bytes = ((IPV4_WORDS + TCP_WORDS) * 4) as u16;
     let [high, low] = bytes.to_be_bytes();
     let mut ip = [
@@ -87,17 +90,21 @@ fn answer_ipv4(context: &XdpContext, ip_place: usize, tcp_words: u8, segment_byt
 }
 
 #[inline(never)]
-fn answer_ipv6(context: &XdpContext, ip_place: usize, tcp_words: u8, segment_bytes: u16) -> bool {
-    let (mut ip, mut tcp) = ([0; IPV6_WORDS], room());
+fn answer_ipv6(context: &XdpContext, ip_place: usize, tcp_words: u8, segment_bytes: u16) -> Answer {
+    let (mut ip, mut tcp) = ([0; IPV6_WORDS + 1], room());
     let length = header(context, ip_place + IPV6_WORDS * 4, tcp_words, &mut tcp);
     if length == 0 || !load(context, ip_place, &mut ip) {
-        return false;
+        return Answer::Impossible;
+    }
+    let [_, _, tuple @ ..] = &ip;
+    if has_socket(context, tuple) {
+        return Answer::Unwanted;
     }
     // SAFETY: an IPv6 header, and `length` bytes of a TCP header's room, both on the stack.
     let cookie =
         unsafe { bpf_tcp_raw_gen_syncookie_ipv6((&raw mut ip).cast(), tcp.as_mut_ptr().cast(), length) };
     if cookie < 0 {
-        return false;
+        return Answer::Impossible;
     }
     ip[0] = u32::from_ne_bytes([0x60, 0, 0, 0]);
     ip[1] = u32::from_ne_bytes([0, (TCP_WORDS * 4) as u8, TCP, HOPS]);
@@ -109,7 +116,8 @@ fn answer_ipv6(context: &XdpContext, ip_place: usize, tcp_words: u8, segment_byt
         (ip[word], ip[word + 4]) = (destination, source);
     }
     let tcp = reply_header(&tcp, cookie as u32, segment_bytes, pseudo);
-    send(context, ip_place, &ip, &tcp)
+    let [ip @ .., _] = &ip;
+    send(context, ip_place, ip, &tcp)
 }
 
 /// Room for a TCP header. The compiler would make a call of zeros that it knows.
@@ -207,22 +215,25 @@ fn send<const N: usize>(
     ip_place: usize,
     ip: &[u32; N],
     tcp: &[u32; TCP_WORDS],
-) -> bool {
+) -> Answer {
     let pointer = context.as_ptr();
     let behind_ip = ip_place + size_of_val(ip);
     let bytes = (behind_ip + size_of_val(tcp)) as i32;
     let mut ends = [0; 3];
     if !load(context, 0, &mut ends) {
-        return false;
+        return Answer::Impossible;
     }
     let [[d0, d1, d2, d3], [d4, d5, s0, s1], [s2, s3, s4, s5]] = ends.map(u32::to_ne_bytes);
-    let ends = [[s0, s1, s2, s3], [s4, s5, d0, d1], [d2, d3, d4, d5]].map(u32::from_ne_bytes);
+    // In place, as the addresses are.
+    ends = [[s0, s1, s2, s3], [s4, s5, d0, d1], [d2, d3, d4, d5]].map(u32::from_ne_bytes);
     // SAFETY: a helper on this packet.
     let fits = unsafe {
         let length = bpf_xdp_get_buff_len(pointer.cast()) as i32;
         bpf_xdp_adjust_tail(pointer.cast(), bytes - length) == 0
     };
-    fits && store(context, 0, &ends) && store(context, ip_place, ip) && store(context, behind_ip, tcp)
+    let stored =
+        fits && store(context, 0, &ends) && store(context, ip_place, ip) && store(context, behind_ip, tcp);
+    if stored { Answer::Sent } else { Answer::Impossible }
 }
 
 #[inline(always)]
@@ -252,6 +263,12 @@ pub fn is_of_connection(context: &XdpContext, segment: &Segment) -> bool {
 
 #[inline(never)]
 fn look_up<const N: usize>(context: &XdpContext, tuple: &[u32; N]) -> bool {
+    has_socket(context, tuple)
+}
+
+/// Whether there is one between two addresses and ports that does not listen.
+#[inline(always)]
+fn has_socket<const N: usize>(context: &XdpContext, tuple: &[u32; N]) -> bool {
     // SAFETY: a tuple of the length that is said; the socket is released before the program ends.
     unsafe {
         let socket = bpf_skc_lookup_tcp(

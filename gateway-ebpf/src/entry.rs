@@ -10,7 +10,7 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use gateway_common::Action;
 
-use crate::packet::{Frame, Segment};
+use crate::packet::{Answer, Frame, Segment};
 use crate::{cookie, judge_frame};
 
 /// TC's "I have no opinion": programs after this one still run.
@@ -52,7 +52,7 @@ impl Frame for XdpContext {
     const ANSWERS: bool = true;
 
     #[inline(always)]
-    fn answer(&self, request: &Segment, segment_bytes: u16) -> bool {
+    fn answer(&self, request: &Segment, segment_bytes: u16) -> Answer {
         cookie::answer(self, request, segment_bytes)
     }
 
@@ -102,8 +102,8 @@ impl Frame for TcContext {
     const ANSWERS: bool = false;
 
     #[inline(always)]
-    fn answer(&self, _: &Segment, _: u16) -> bool {
-        false
+    fn answer(&self, _: &Segment, _: u16) -> Answer {
+        Answer::Impossible
     }
 
     #[inline(always)]

@@ -176,14 +176,26 @@ pub fn attention() -> u64 {
 }
 
 #[inline(always)]
-pub fn with_cookies() -> bool {
+fn with_cookies() -> bool {
     WITH_COOKIES.load() != 0
 }
 
-/// Whether cookies may be sent and taken.
+/// Whether cookies may be sent.
 #[inline(always)]
 pub fn may_answer(now: u64) -> bool {
     with_cookies() && Word::read(state(pressure::ARMED), now).is_some()
+}
+
+/// Whether what answers a cookie is looked for.
+#[inline(always)]
+pub fn takes_answers(now: u64) -> bool {
+    with_cookies() && Word::read(state(pressure::TAKING), now).is_some()
+}
+
+/// Whether cookies are sent once they are due.
+#[inline(always)]
+pub fn can_arm(now: u64) -> bool {
+    with_cookies() && Word::read(state(pressure::CAN_ARM), now).is_some()
 }
 
 /// Whether the source's class is shed just now, and the source with it.

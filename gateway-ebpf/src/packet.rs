@@ -18,8 +18,8 @@ pub trait Frame {
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
     /// Bytes of the frame.
     fn length(&self) -> u64;
-    /// Turns a connection request into its answer with a cookie; `false` where that cannot be done.
-    fn answer(&self, request: &Segment, segment_bytes: u16) -> bool;
+    /// Turns a connection request into its answer with a cookie.
+    fn answer(&self, request: &Segment, segment_bytes: u16) -> Answer;
     /// Whether the stack has a connection that the segment is part of.
     fn is_of_connection(&self, segment: &Segment) -> bool;
     /// Whether the segment brings back a cookie that was sent for it.
@@ -36,6 +36,16 @@ pub trait Judge {
     /// What listens at a port, whatever the address.
     fn listens(&self, port: u16) -> Option<Port>;
     fn judge(&self, segment: &Segment) -> Verdict;
+}
+
+/// What became of a request that was to be answered with a cookie.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    Sent,
+    /// The stack has a connection from that port, or what is left of one.
+    Unwanted,
+    /// It has IP options or extension headers, or the frame cannot be changed.
+    Impossible,
 }
 
 /// A TCP segment to a port that is listened at, or the fragment of one that should show its flags and does not.

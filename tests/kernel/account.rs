@@ -34,7 +34,7 @@ fn check(entry: Entry, policy: &Kernel, rows: &[Row<'_>]) {
     let mut datapath = load(policy);
     let program = datapath.program(entry).unwrap();
     let mut standings = datapath.standings().unwrap();
-    standings.may_arm(true).unwrap();
+    standings.can_arm(Some(later())).unwrap();
     for (source, say, sent, verdict) in rows {
         let source: IpAddr = source.parse().unwrap();
         let frame = Packet::syn(source, "198.18.0.1".parse().unwrap(), 80).bytes();
@@ -59,7 +59,7 @@ fn what_is_foretold_is_what_is_met() {
         },
     );
     let armed = |standings: &mut Standings, source: IpAddr| {
-        standings.arm(Some(later())).unwrap();
+        standings.arm(Some(later()), 0).unwrap();
         know(standings, source);
     };
     let policy = Kernel {

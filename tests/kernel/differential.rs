@@ -187,8 +187,10 @@ impl Pair {
             }
             3 => {
                 let armed = random.one_in(4).then_some(()).is_none().then_some(until);
-                self.standings.arm(armed).unwrap();
+                self.standings.arm(armed, now).unwrap();
                 self.model.armed_until_ns = armed.unwrap_or(0);
+                self.model.taking_until_ns =
+                    armed.map_or(self.model.taking_until_ns, |until| until + 120 * SECOND_NS);
             }
             _ => {
                 let levels = [0, 1, 2].map(|_| random.pick(&[0, 0, 0, 0, 20_000, u16::MAX]));
@@ -209,13 +211,18 @@ fn batch(pair: &mut Pair, entry: Entry, seed: u64, met: &mut HashMap<(Verdict, F
     let penalties = pair.standings.penalties().unwrap();
     let penalised: Vec<_> = penalties.into_iter().map(|(source, _)| source).collect();
     pair.standings.lift(&penalised, &[]).unwrap();
-    pair.standings.arm(None).unwrap();
+    pair.standings.arm(None, start_ns).unwrap();
     pair.standings.shed([0; 3], 0, 0).unwrap();
-    let may_arm = !random.one_in(4);
-    pair.standings.may_arm(may_arm).unwrap();
+    let can_arm = random.pick(&[
+        None,
+        Some(start_ns + SECOND_NS),
+        Some(start_ns + PAUSE_NS / 2),
+        Some(start_ns + PAUSE_NS / 2),
+    ]);
+    pair.standings.can_arm(can_arm).unwrap();
     let key = pair.datapath.policy().unwrap().shed_key;
     pair.model = Model::new(entry, &policy, &listeners(&LISTENERS)).with_key(key);
-    pair.model.may_arm = may_arm;
+    pair.model.can_arm_until_ns = can_arm.unwrap_or(0);
     pair.advance(start_ns);
     let program = pair.datapath.program(entry).unwrap();
     let mut expected = packets(&pair.datapath.counters().unwrap());

@@ -185,8 +185,8 @@ fn what_userspace_says_ends_by_itself() {
     check(&mut datapath, start + 2 * SECOND_NS, Verdict::Pass);
 
     let start = 2_000 * SECOND_NS;
-    standings.may_arm(true).unwrap();
-    standings.arm(Some(start + SECOND_NS)).unwrap();
+    standings.can_arm(Some(start + 2 * SECOND_NS)).unwrap();
+    standings.arm(Some(start + SECOND_NS), start).unwrap();
     check(&mut datapath, start, Verdict::Pass);
     check(&mut datapath, start, Verdict::Seed);
     check(&mut datapath, start, Verdict::CookieSent);

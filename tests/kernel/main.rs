@@ -10,6 +10,7 @@ mod account;
 mod arming;
 mod bucket;
 mod control;
+mod cookies;
 mod differential;
 mod doctor;
 mod flood;

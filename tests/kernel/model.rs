@@ -21,9 +21,10 @@ pub struct Model {
     /// Level and end, of sources as userspace tells them apart.
     pub penalties: HashMap<IpAddr, (u32, u64)>,
     pub known: HashMap<IpAddr, (Class, u64)>,
-    /// Whether cookies are armed when they are due.
-    pub may_arm: bool,
+    /// Until when cookies are armed when they are due, are sent, and may come back.
+    pub can_arm_until_ns: u64,
     pub armed_until_ns: u64,
+    pub taking_until_ns: u64,
     /// Of each class: level, epoch, end.
     pub shed: [(u16, u16, u64); 3],
     /// What the source sends when it has been answered with a cookie.
@@ -76,8 +77,9 @@ impl Model {
             now_ns: 0,
             penalties: HashMap::new(),
             known: HashMap::new(),
-            may_arm: false,
+            can_arm_until_ns: 0,
             armed_until_ns: 0,
+            taking_until_ns: 0,
             shed: [(0, 0, 0); 3],
             returns: HashSet::new(),
             entry,
@@ -128,7 +130,8 @@ impl Model {
         }
         let denied = policy.deny.iter().any(|network| network.contains(&source));
         let opens = matches!(segment.kind, Kind::Request | Kind::Fragment);
-        if opens && (denied || policy.deny_listed.iter().any(holds)) {
+        let denied = denied || policy.deny_listed.iter().any(holds);
+        if opens && denied {
             return Verdict::Denied;
         }
         if policy.trusted.iter().any(|network| network.contains(&source)) {
@@ -149,10 +152,12 @@ impl Model {
                 return Verdict::OverCeiling;
             }
         }
-        let armed = is_xdp && now >> 20 < self.armed_until_ns >> 20;
+        let slowed = penalty.is_some();
         match segment.kind {
-            Kind::Request => self.request(segment, listener, holder, client, penalty.is_some(), armed),
-            Kind::Ack if armed => self.ack(segment, holder),
+            Kind::Request => self.request(segment, listener, holder, client, slowed),
+            Kind::Ack if is_xdp && self.is_to_come(self.taking_until_ns) => {
+                self.ack(segment, holder, slowed, denied)
+            }
             Kind::Ack | Kind::Other | Kind::Fragment => Verdict::NotOurs,
         }
     }
@@ -164,12 +169,11 @@ impl Model {
         holder: IpAddr,
         client: IpAddr,
         slowed: bool,
-        armed: bool,
     ) -> Verdict {
         let now = self.now_ns;
-        let (cost, tolerance) = costs(self.policy.connections_per_second, self.policy.connection_burst);
-        let costs = if slowed { (cost * 10, tolerance.max(cost * 10)) } else { (cost, tolerance) };
-        let answers = self.entry == Entry::Xdp && self.policy.cookies && self.may_arm;
+        let costs = self.connection_costs(slowed);
+        let answers =
+            self.entry == Entry::Xdp && self.policy.cookies && self.is_to_come(self.can_arm_until_ns);
         let known = self.known.get(&client).filter(|(_, until)| now < *until);
         let class = known.map_or(Class::Unknown, |(class, _)| *class);
         let charged = self.charge(holder, Of::Requests, costs);
@@ -188,7 +192,7 @@ impl Model {
         if charged == Some(true) {
             return Verdict::Pass;
         }
-        if !answers || !armed {
+        if !answers || !self.is_to_come(self.armed_until_ns) {
             return Verdict::Flooded;
         }
         let seeded = self.seeded_at_ns.get(&listener);
@@ -200,15 +204,18 @@ impl Model {
         if segment.can_be_answered || monitored { Verdict::CookieSent } else { Verdict::OverBudget }
     }
 
-    fn ack(&mut self, segment: &Segment, holder: IpAddr) -> Verdict {
+    fn ack(&mut self, segment: &Segment, holder: IpAddr, slowed: bool, denied: bool) -> Verdict {
         let Segment { source, destination, sequence, acknowledged, .. } = *segment;
         if !self.returns.contains(&(source, destination, sequence, acknowledged)) {
-            return Verdict::NotOurs;
+            return if self.is_overdrawn(holder) { Verdict::OverBudget } else { Verdict::NotOurs };
         }
-        let (cost, tolerance) = costs(self.policy.connections_per_second, self.policy.connection_burst);
+        if denied {
+            return Verdict::Denied;
+        }
+        let (cost, tolerance) = self.connection_costs(slowed);
         let debt = self.debts.entry((holder, Of::Connections)).or_default();
         if !debt.charge(cost, tolerance, self.now_ns) {
-            return Verdict::OverBudget;
+            return if slowed { Verdict::Penalised } else { Verdict::OverBudget };
         }
         let now = self.now_ns;
         self.debts.entry((holder, Of::Requests)).or_insert(Debt { at_ns: now, ..Debt::default() });
@@ -219,6 +226,16 @@ impl Model {
     fn is_overdrawn(&self, holder: IpAddr) -> bool {
         let refused = self.debts.get(&(holder, Of::Connections)).and_then(|debt| debt.refused_at_ns);
         refused.is_some_and(|at| self.now_ns - at < SECOND_NS)
+    }
+
+    fn connection_costs(&self, slowed: bool) -> (u64, u64) {
+        let (cost, tolerance) = costs(self.policy.connections_per_second, self.policy.connection_burst);
+        if slowed { (cost * 10, tolerance.max(cost * 10)) } else { (cost, tolerance) }
+    }
+
+    /// Of an end that userspace has told, in the units that it is told in.
+    fn is_to_come(&self, end_ns: u64) -> bool {
+        self.now_ns >> 20 < end_ns >> 20
     }
 
     /// `None`: one that owes nothing yet, and too many such came.

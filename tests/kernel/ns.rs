@@ -150,7 +150,7 @@ fn spent() -> Kernel {
 }
 
 fn cookies_may_be_armed(datapath: &Datapath) -> Result<()> {
-    Ok(datapath.standings()?.may_arm(true)?)
+    Ok(datapath.standings()?.can_arm(Some(blocked().until_ns))?)
 }
 
 fn all_in_use() -> Row {

@@ -14,7 +14,7 @@ use gateway_common::maps::{ALLOW, BUCKET, DENY, KNOWN, PENALTY, STATE};
 use gateway_common::policy::{
     Bucket, Charged, FOREVER, HAS_CEILING, Holder, MAY_SEND_COOKIES, Policy, Rule, Source, TRUSTED,
 };
-use gateway_common::pressure::{ATTENTION, COOKIES, MAY_ARM, SHED, Shedding};
+use gateway_common::pressure::{ARMED, CAN_ARM, SHED, Shedding, Word};
 use gateway_common::standing::{BLOCKED, Class, Known, Penalty, SLOWED_BY};
 use gateway_common::{Address, Family, Verdict};
 use ipnet::IpNet;
@@ -82,7 +82,8 @@ pub fn read(
 
     let words = Array::<_, u64>::try_from(map(bpf, STATE)?).map_err(Error::map(STATE))?;
     let word = |place| words.get(&place, 0).map_err(Error::map(STATE));
-    let attention = word(ATTENTION)?;
+    let is_in_force = |word| Word::read(word, now).is_some();
+    let (can_arm, armed) = (is_in_force(word(CAN_ARM)?), is_in_force(word(ARMED)?));
     let mut levels = [0; Class::ALL.len()];
     for (level, place) in levels.iter_mut().zip(SHED..) {
         *level = word(place)?;
@@ -91,8 +92,7 @@ pub fn read(
         .is_some_and(|shedding| shedding.sheds(class, shedding.place(&policy.shed_key, &client)));
     // Only XDP sends packets back, and counts them against a ceiling.
     let answers = config.mode != KernelMode::Tc;
-    let could_answer =
-        answers && object::has_cookies() && attention & MAY_ARM != 0 && policy.has(MAY_SEND_COOKIES);
+    let could_answer = answers && object::has_cookies() && can_arm && policy.has(MAY_SEND_COOKIES);
     let is_over_ceiling =
         answers && policy.has(HAS_CEILING) && policy.ceiling.left(packets.full_at_ns, now) == 0;
     let is_claim = class != Class::Unknown && !own.is_some_and(|own| own.is_overdrawn(now));
@@ -114,7 +114,7 @@ pub fn read(
     } else if is_shed {
         (Verdict::Shed, None, bucket.refused)
     } else if left == 0 {
-        (if attention & COOKIES != 0 { Verdict::CookieSent } else { Verdict::Flooded }, None, bucket.refused)
+        (if armed { Verdict::CookieSent } else { Verdict::Flooded }, None, bucket.refused)
     } else {
         (Verdict::Pass, None, bucket.refused)
     };

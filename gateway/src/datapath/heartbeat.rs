@@ -192,10 +192,10 @@ impl Heartbeat {
         let wanted = self.wanted()?;
         let arm = self.arming.judge(wanted, now_ns) && config.cookies;
         let can = self.switch(arm);
-        self.standings.may_arm(can)?;
+        self.standings.can_arm(can.then_some(until_ns))?;
         // One that is about to be armed leaves what a gateway before this one has armed.
         if self.armed || !(arm && can) {
-            self.standings.arm(self.armed.then_some(until_ns))?;
+            self.standings.arm(self.armed.then_some(until_ns), now_ns)?;
         }
         sources.block(now_ns + LETS_GO_NS);
         let penalised = sources.sentences().by_level(now_ns);

@@ -11,7 +11,9 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use gateway_common::Address;
 use gateway_common::maps::{BUCKET, KNOWN, PENALTY, STATE};
 use gateway_common::policy::{Bucket, Holder};
-use gateway_common::pressure::{ARMED, ATTENTION, COOKIES, MAY_ARM, SHED, SHEDDING, Word};
+use gateway_common::pressure::{
+    ARMED, ATTENTION, CAN_ARM, COOKIE_LIVES_NS, COOKIES, SHED, SHEDDING, TAKING, Word,
+};
 use gateway_common::standing::{Class, Known, Penalty};
 
 use super::error::Error;
@@ -81,16 +83,20 @@ impl Standings {
         }
     }
 
-    /// Says whether cookies are armed once they are due.
-    pub fn may_arm(&mut self, may: bool) -> Result<(), Error> {
-        self.attend(switch(self.attention()?, MAY_ARM, may))
+    /// Says that until then cookies are armed once they are due; `None`: they are not.
+    pub fn can_arm(&mut self, until_ns: Option<u64>) -> Result<(), Error> {
+        self.set(CAN_ARM, word(until_ns))
     }
 
-    /// Lets cookies be sent until then; `None`: no more. Packets of connections are looked at meanwhile.
-    pub fn arm(&mut self, until_ns: Option<u64>) -> Result<(), Error> {
-        let word = until_ns.map_or(0, |until| Word::new(0, 0, until).pack());
-        self.set(ARMED, word)?;
-        self.attend(switch(self.attention()?, COOKIES, until_ns.is_some()))
+    /// Lets cookies be sent until then; `None`: no more. Packets of connections are looked at meanwhile, and for as long
+    /// afterwards as one that was sent may come back.
+    pub fn arm(&mut self, until_ns: Option<u64>, now_ns: u64) -> Result<(), Error> {
+        if let Some(until) = until_ns {
+            self.set(TAKING, word(Some(until + COOKIE_LIVES_NS)))?;
+        }
+        self.set(ARMED, word(until_ns))?;
+        let taking = self.state.get(&TAKING, 0).map_err(Error::map(STATE))?;
+        self.attend(switch(self.attention()?, COOKIES, Word::read(taking, now_ns).is_some()))
     }
 
     /// Sheds so many of 65,536 sources of each class until then.
@@ -115,6 +121,10 @@ impl Standings {
     fn set(&mut self, place: u32, word: u64) -> Result<(), Error> {
         self.state.set(place, word, 0).map_err(Error::map(STATE))
     }
+}
+
+fn word(until_ns: Option<u64>) -> u64 {
+    until_ns.map_or(0, |until| Word::new(0, 0, until).pack())
 }
 
 fn switch(flags: u64, flag: u64, on: bool) -> u64 {
