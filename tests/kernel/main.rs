@@ -13,6 +13,7 @@ mod control;
 mod cookies;
 mod differential;
 mod doctor;
+mod failed_upgrade;
 mod flood;
 mod footprint;
 mod full;

@@ -69,7 +69,7 @@ fn map(bpffs: &BpfFs, name: &str) -> u64 {
 }
 
 /// The folder of maps.
-fn maps(bpffs: &BpfFs) -> String {
+pub fn maps(bpffs: &BpfFs) -> String {
     bpffs.names().into_iter().find(|name| name.starts_with("maps-")).unwrap()
 }
 

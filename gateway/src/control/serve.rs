@@ -89,6 +89,7 @@ impl Control {
     /// From here on lists stay as they are, or else change again.
     pub fn set_followed(&self, is_followed: bool) {
         self.is_followed.store(is_followed, Relaxed);
+        self.lists_changed.notify_one();
     }
 
     pub(super) fn is_followed(&self) -> bool {
@@ -131,6 +132,8 @@ impl Control {
         loop {
             let now = now();
             let wait = match self.kernel.lists().next_end() {
+                // The kernel half knows the ends by itself.
+                _ if self.is_followed() => LONGEST_SLEEP,
                 Some(end) if end <= now => {
                     match self.kernel.change(now, |_| ()) {
                         Ok(()) => continue,

@@ -8,6 +8,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use aya::Ebpf;
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
@@ -68,13 +69,18 @@ impl Link {
         self.taken_over
     }
 
+    /// Where an earlier gateway has pinned it.
+    pub fn place(&self, pins: &Pins) -> Option<PathBuf> {
+        self.pinned.then(|| pins.link(&self.attachment.interface, self.attachment.hook))
+    }
+
     /// Has the link outlive the process.
     pub fn pin(&self, pins: &Pins) -> Result<(), Error> {
         if self.pinned {
             return Ok(());
         }
         let path = pins.link(&self.attachment.interface, self.attachment.hook);
-        sys::pin(self.descriptor.as_fd(), &path).map_err(|source| Error::Persist { folder: path, source })
+        sys::pin(self.descriptor.as_fd(), &path).map_err(|source| pins.failed(source))
     }
 
     pub fn descriptor(&self) -> BorrowedFd<'_> {
@@ -169,18 +175,23 @@ pub fn attach(bpf: &mut Ebpf, interface: &str, mode: KernelMode) -> Result<Link,
 }
 
 /// The pinned link that this interface and mode can go on with. Links to an interface that is gone, and at
-/// hooks not asked for, are let go.
-pub fn find(interface: &str, mode: KernelMode, pins: &Pins) -> Result<Option<Pinned>, Error> {
+/// hooks not asked for, are let go, unless a gateway runs by them.
+pub fn find(
+    interface: &str,
+    mode: KernelMode,
+    pins: &Pins,
+    are_in_use: bool,
+) -> Result<Option<Pinned>, Error> {
     let (index, hooks) = (index(interface)?, hooks(mode));
     let mut found = None;
     for left in pins.left()?.into_iter().filter(|left| left.interface == interface) {
-        let failed = |source| Error::Persist { folder: left.path.clone(), source };
+        let failed = |source| pins.failed(source);
         let descriptor = sys::pinned(&left.path).map_err(failed)?;
         let is_in_place = sys::link_interface(descriptor.as_fd()).map_err(failed)? == index;
         if found.is_none() && is_in_place && hooks.contains(&left.hook) {
             let attachment = Attachment { interface: interface.to_owned(), hook: left.hook };
             found = Some(Pinned { attachment, descriptor, pinned: true });
-        } else {
+        } else if !are_in_use {
             fs::remove_file(&left.path).map_err(failed)?;
         }
     }
@@ -196,6 +207,15 @@ pub fn adopt(attachment: Attachment, descriptor: OwnedFd, mode: KernelMode) -> R
 }
 
 impl Pinned {
+    pub fn attachment(&self) -> &Attachment {
+        &self.attachment
+    }
+
+    /// Loads the program that the link is to move to: that takes privileges.
+    pub fn load(&self, bpf: &mut Ebpf) -> Result<(), Error> {
+        Program::load(bpf, self.attachment.hook.entry()).map(drop)
+    }
+
     /// Moves the link to this program: from one packet to the next.
     pub fn take_over(self, bpf: &mut Ebpf) -> Result<Link, Error> {
         let Self { attachment, descriptor, pinned } = self;

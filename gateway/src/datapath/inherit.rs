@@ -1,6 +1,6 @@
 //! What maps take over that replace those of the gateway before: what was learned of sources.
 //!
-//! `Datapath::start` calls it before a link moves. Allow and deny come from the configuration and from what
+//! `Datapath` calls it before a link moves. Allow and deny come from the configuration and from what
 //! was said at run time; counters start from zero. Maps of another contract give penalties and known sources
 //! only, if those have kept their shape; buckets then start full.
 
@@ -25,17 +25,25 @@ pub fn inherit(bpf: &mut Ebpf, folder: &Path) {
     said(learned(bpf, &|name| pinned(folder, name)));
 }
 
+/// Copies the policies of a running gateway: without those that they were charged by, buckets mean nothing.
+pub fn inherit_policy(bpf: &mut Ebpf, bequest: &Bequest) -> Result<(), Error> {
+    let old = |name| bequest.map(name);
+    if !bequest.is_of_this_contract() {
+        return Ok(());
+    }
+    copy_array::<u32>(bpf, &old, SELECTOR, 1)?;
+    copy_array::<Policy>(bpf, &old, POLICY, SLOTS as u32)
+}
+
 /// Copies from the maps that a running gateway hands over. What sources spend between this and the move of the
 /// links is forgiven them.
 pub fn inherit_from(bpf: &mut Ebpf, bequest: &Bequest) {
     let old = |name| bequest.map(name);
-    let mut spent = || {
-        // Without the policy that they were charged by, buckets mean nothing.
-        copy_array::<u32>(bpf, &old, SELECTOR, 1)?;
-        copy_array::<Policy>(bpf, &old, POLICY, SLOTS as u32)?;
+    let spent = if bequest.is_of_this_contract() {
         copy(bpf, &old, BUCKET, (fill::holder(), Bucket::default()))
+    } else {
+        Ok(0)
     };
-    let spent = if bequest.is_of_this_contract() { spent() } else { Ok(0) };
     if let Err(error) = spent {
         tracing::warn!(%error, "the kernel half's maps are new, and sources start with full budgets");
     }

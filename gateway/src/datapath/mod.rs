@@ -76,6 +76,16 @@ pub struct Datapath {
     pins: Option<Pins>,
     /// For the heartbeat, which follows it.
     in_force: Arc<ArcSwap<InForce>>,
+    /// Until it judges.
+    succession: Option<Succession>,
+}
+
+/// What waits until this gateway judges: until then everything is as the gateway before has it.
+struct Succession {
+    first: Staged,
+    left: Vec<attach::Pinned>,
+    /// For maps that are not the same.
+    bequest: Option<Bequest>,
 }
 
 /// What became of an interface since somebody looked.
@@ -90,55 +100,76 @@ pub enum InterfaceChange {
 }
 
 impl Datapath {
-    /// Loads the kernel half, puts its first policy in force and attaches it to each interface named in
-    /// `config`. With `config.persist` it goes on where the gateway before it left off. On an error nothing
-    /// new stays attached, and what an earlier gateway has left goes on as it was. `bequest`: what a running
-    /// gateway hands over.
+    /// Loads the kernel half, attaches it to each interface named in `config` and puts its first policy in force.
+    /// With `config.persist` it goes on where the gateway before it left off. On an error nothing new stays
+    /// attached, and what an earlier gateway has left goes on as it was. `bequest`: what a running gateway hands
+    /// over, which goes on judging until [`Self::take_over`].
     pub fn start(
         config: &Kernel,
         listeners: &[SocketAddr],
         mut bequest: Option<Bequest>,
     ) -> Result<Self, Error> {
-        let held = bequest.as_mut().and_then(Bequest::lock);
+        let (held, follows) = (bequest.as_mut().and_then(Bequest::lock), bequest.is_some());
         let pins = config.persist.as_deref().map(|folder| object::pins(folder, held)).transpose()?;
-        let started = Self::start_with(config, listeners, pins.as_ref(), bequest);
-        let (bpf, slots, links) = started.inspect_err(|_| pins.iter().for_each(Pins::abandon))?;
+        let prepared = Self::prepare(config, listeners, pins.as_ref(), bequest);
+        let (bpf, slots, links, succession) =
+            prepared.inspect_err(|_| pins.iter().for_each(Pins::abandon))?;
         let in_force = Arc::new(ArcSwap::from_pointee(InForce::of(config.clone())));
-        Ok(Self { bpf, slots, links, pins, in_force })
+        let mut this = Self { bpf, slots, links, pins, in_force, succession: Some(succession) };
+        if !follows {
+            this.take_over().inspect_err(|_| this.pins.iter().for_each(Pins::abandon))?;
+        }
+        Ok(this)
     }
 
-    fn start_with(
+    /// Everything that may fail, while links and maps of an earlier gateway are as it left them.
+    fn prepare(
         config: &Kernel,
         listeners: &[SocketAddr],
         pins: Option<&Pins>,
         mut bequest: Option<Bequest>,
-    ) -> Result<(Ebpf, Slots, Vec<attach::Link>), Error> {
+    ) -> Result<(Ebpf, Slots, Vec<attach::Link>, Succession), Error> {
         let mut bpf = object::load(&object::Options { with_clock: false }, pins)?;
         let (mut links, mut left) = (Vec::new(), Vec::new());
-        // What may fail comes first, while links and maps of an earlier gateway are as it left them.
+        let follows = bequest.is_some();
         for interface in &config.interfaces {
-            let pinned = pins.map(|pins| attach::find(interface, config.mode, pins)).transpose()?.flatten();
+            let find = |pins| attach::find(interface, config.mode, pins, follows);
+            let pinned = pins.map(find).transpose()?.flatten();
             let given = bequest.as_mut().map(|bequest| bequest.link(interface, config.mode));
             match pinned.or(given.transpose()?.flatten()) {
                 Some(found) => left.push(found),
                 None => links.push(attach::attach(&mut bpf, interface, config.mode)?),
             }
         }
-        if let Some(bequest) = bequest.filter(|_| pins.is_none_or(Pins::are_fresh)) {
-            inherit::inherit_from(&mut bpf, &bequest);
-        }
-        let slots = Slots::start(&mut bpf, config, listeners)?;
+        left.iter().try_for_each(|pinned| pinned.load(&mut bpf))?;
         for folder in pins.map(Pins::other_maps).transpose()?.iter().flatten() {
             inherit::inherit(&mut bpf, folder);
         }
+        let bequest = bequest.filter(|_| pins.is_none_or(Pins::are_fresh));
+        bequest.iter().try_for_each(|bequest| inherit::inherit_policy(&mut bpf, bequest))?;
+        let (slots, first) = Slots::begin(&mut bpf, config, listeners)?;
+        Ok((bpf, slots, links, Succession { first, left, bequest }))
+    }
+
+    /// Judges from now on, in the place of the gateway that has handed over. What fails keeps nothing else: there is
+    /// no way back.
+    pub fn take_over(&mut self) -> Result<(), Error> {
+        let Some(Succession { first, left, bequest }) = self.succession.take() else { return Ok(()) };
+        if let Some(bequest) = bequest {
+            inherit::inherit_from(&mut self.bpf, &bequest);
+        }
+        self.slots.put_in_force(&mut self.bpf, first)?;
+        let mut taken = Ok(());
         for pinned in left {
-            links.push(pinned.take_over(&mut bpf)?);
+            match pinned.take_over(&mut self.bpf) {
+                Ok(link) => self.links.push(link),
+                Err(error) => taken = taken.and(Err(error)),
+            }
         }
-        if let Some(pins) = pins {
-            links.iter().try_for_each(|link| link.pin(pins))?;
-            pins.clear(&config.interfaces)?;
-        }
-        Ok((bpf, slots, links))
+        let Some(pins) = &self.pins else { return taken };
+        let kept: Vec<_> = self.links.iter().filter_map(|link| link.place(pins)).collect();
+        let pinned = pins.clear(&kept).and_then(|()| self.links.iter().try_for_each(|link| link.pin(pins)));
+        taken.and(pinned)
     }
 
     /// What a successor takes over. The links stay this gateway's as well, until either ends.
@@ -146,10 +177,10 @@ impl Datapath {
         Bequest::of(&self.bpf, &self.links, self.pins.as_ref())
     }
 
-    /// Puts this kernel half back in the place of a successor that did not become ready.
+    /// Goes on after a successor that did not become ready, or had taken over unheard.
     pub fn reclaim(&mut self) -> Result<(), Error> {
-        let Self { bpf, links, .. } = self;
-        links.iter().try_for_each(|link| link.reclaim(bpf))
+        let Self { bpf, slots, links, .. } = self;
+        slots.reclaim(bpf).and(links.iter().try_for_each(|link| link.reclaim(bpf)))
     }
 
     /// Lets go of what an earlier gateway has left pinned in `folder`.
@@ -176,7 +207,7 @@ impl Datapath {
         let mut bpf = object::load(options, None)?;
         let slots = Slots::start(&mut bpf, config, listeners)?;
         let in_force = Arc::new(ArcSwap::from_pointee(InForce::of(config.clone())));
-        Ok(Self { bpf, slots, links: Vec::new(), pins: None, in_force })
+        Ok(Self { bpf, slots, links: Vec::new(), pins: None, in_force, succession: None })
     }
 
     /// Lets the user that the gateway becomes pin and unpin.
@@ -289,14 +320,16 @@ impl Datapath {
 
     /// Each configured interface, and whether the kernel half is attached to it.
     pub fn interfaces(&self) -> impl Iterator<Item = (&str, bool)> {
-        let is_attached = |name: &str| self.links.iter().any(|link| link.attachment().interface == name);
+        let is_attached = |name: &str| self.attachments().any(|(attachment, _)| attachment.interface == name);
         let configured = &self.slots.config().interfaces;
         configured.iter().map(move |name| (name.as_str(), is_attached(name)))
     }
 
     /// Where the kernel half is attached, and how; true: by the link of the gateway before.
     pub fn attachments(&self) -> impl Iterator<Item = (&Attachment, bool)> {
-        self.links.iter().map(|link| (link.attachment(), link.was_taken_over()))
+        let left = self.succession.iter().flat_map(|succession| &succession.left);
+        let left = left.map(|pinned| (pinned.attachment(), true));
+        self.links.iter().map(|link| (link.attachment(), link.was_taken_over())).chain(left)
     }
 
     /// Packets and bytes by verdict since the start, summed over CPUs.
@@ -350,5 +383,13 @@ impl Datapath {
     /// An entry point by itself, to run frames through without any interface.
     pub fn program(&mut self, entry: Entry) -> Result<Program, Error> {
         Program::load(&mut self.bpf, entry)
+    }
+}
+
+impl Drop for Datapath {
+    fn drop(&mut self) {
+        if self.succession.is_some() {
+            self.pins.iter().for_each(Pins::abandon);
+        }
     }
 }

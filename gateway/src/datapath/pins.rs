@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -99,7 +99,7 @@ impl Pins {
     }
 
     pub fn link(&self, interface: &str, hook: Hook) -> PathBuf {
-        self.folder.join(format!("{}-{interface}", hook.word()))
+        self.inside().join(format!("{}-{interface}", hook.word()))
     }
 
     /// Every link that is pinned.
@@ -113,21 +113,21 @@ impl Pins {
             });
             Ok(link.map(|(interface, hook)| Left { interface, hook, path }))
         };
-        let links = fs::read_dir(&self.folder).and_then(|entries| entries.map(read).collect());
+        let links = fs::read_dir(self.inside()).and_then(|entries| entries.map(read).collect());
         let links: Vec<Option<Left>> = links.map_err(|source| self.failed(source))?;
         Ok(links.into_iter().flatten().collect())
     }
 
     /// The folders of maps that follow another contract: those of the build before.
     pub fn other_maps(&self) -> Result<Vec<PathBuf>, Error> {
-        let entries = fs::read_dir(&self.folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-        let paths = entries.map_err(|source| self.failed(source))?.into_iter().map(|entry| entry.path());
-        Ok(paths.filter(|path| path.is_dir() && *path != self.maps).collect())
+        let mut folders = self.folders()?;
+        folders.retain(|path| path.file_name() != self.maps.file_name());
+        Ok(folders)
     }
 
-    /// Forgets links to interfaces other than these, then the maps that no link leads to.
-    pub fn clear(&self, interfaces: &[String]) -> Result<(), Error> {
-        for left in self.left()?.iter().filter(|left| !interfaces.contains(&left.interface)) {
+    /// Forgets links other than these, then the maps that no link leads to.
+    pub fn clear(&self, links: &[PathBuf]) -> Result<(), Error> {
+        for left in self.left()?.iter().filter(|left| !links.contains(&left.path)) {
             fs::remove_file(&left.path).map_err(|source| self.failed(source))?;
         }
         for path in self.other_maps()? {
@@ -140,13 +140,28 @@ impl Pins {
     pub fn abandon(&self) {
         if self.fresh {
             // What stays is taken up by the next start; an empty folder goes.
-            let _ = fs::remove_dir_all(&self.maps).and_then(|()| fs::remove_dir(&self.folder));
+            let maps = self.inside().join(self.maps.file_name().unwrap_or_default());
+            let _ = fs::remove_dir_all(maps).and_then(|()| fs::remove_dir(&self.folder));
         }
     }
 
     /// Lets `uid` pin and unpin here.
     pub fn give_to(&self, uid: u32, gid: u32) -> Result<(), Error> {
-        std::os::unix::fs::chown(&self.folder, Some(uid), Some(gid)).map_err(|source| self.failed(source))
+        let mut all = self.folders()?;
+        all.push(self.inside());
+        let give = |path: &PathBuf| std::os::unix::fs::chown(path, Some(uid), Some(gid));
+        all.iter().try_for_each(give).map_err(|source| self.failed(source))
+    }
+
+    /// The folder, for whoever has opened it and may no longer reach it by its path.
+    fn inside(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.lock.as_raw_fd()).into()
+    }
+
+    fn folders(&self) -> Result<Vec<PathBuf>, Error> {
+        let entries = fs::read_dir(self.inside()).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        let paths = entries.map_err(|source| self.failed(source))?.into_iter().map(|entry| entry.path());
+        Ok(paths.filter(|path| path.is_dir()).collect())
     }
 
     fn check(&self, name: &str, wanted: Shape) -> Result<(), Error> {
@@ -165,7 +180,7 @@ impl Pins {
         if found == wanted { Ok(()) } else { Err(Error::Shape { path, found: format!("{found:?}") }) }
     }
 
-    fn failed(&self, source: io::Error) -> Error {
+    pub fn failed(&self, source: io::Error) -> Error {
         Error::Persist { folder: self.folder.clone(), source }
     }
 }

@@ -67,8 +67,15 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Puts the first policy in force; in maps that another gateway has used before, the next one.
+    /// Puts the first policy in force.
     pub fn start(bpf: &mut Ebpf, config: &Kernel, listeners: &[SocketAddr]) -> Result<Self, Error> {
+        let (mut slots, first) = Self::begin(bpf, config, listeners)?;
+        slots.put_in_force(bpf, first)?;
+        Ok(slots)
+    }
+
+    /// Writes the first policy; in maps that another gateway has used before, or uses, the next one.
+    pub fn begin(bpf: &mut Ebpf, config: &Kernel, listeners: &[SocketAddr]) -> Result<(Self, Staged), Error> {
         let host = hosts::addresses().map_err(Error::Addresses)?;
         let config = config.clone();
         let random = RandomState::new();
@@ -85,15 +92,13 @@ impl Slots {
         };
         slots.go_on(bpf)?;
         let (config, host) = (slots.config.clone(), slots.host.clone());
-        let staged = slots.write(bpf, config, listeners, host)?;
-        slots.put_in_force(bpf, staged)?;
-        Ok(slots)
+        let first = slots.write(bpf, config, listeners, host)?;
+        Ok((slots, first))
     }
 
     /// Takes up what is in force in the maps, if anything is. Buckets go on where the budget is the same.
     fn go_on(&mut self, bpf: &mut Ebpf) -> Result<(), Error> {
-        let selected = array::<u32>(bpf, SELECTOR)?.get(&0, 0).map_err(Error::map(SELECTOR))?;
-        let before: Policy = array(bpf, POLICY)?.get(&selected, 0).map_err(Error::map(POLICY))?;
+        let (selected, before) = selected(bpf)?;
         if before.generation != 0 {
             let next = policy(&self.config, &[]);
             let of = |policy: &Policy| (policy.budget, policy.ceiling, policy.source_mask);
@@ -128,6 +133,17 @@ impl Slots {
         self.write(bpf, config.clone(), listeners, host)
     }
 
+    /// Goes on after a gateway that has written to these maps as well: any port may be open in the slot that is not in
+    /// force, and its policy may be in force in the place of this one's.
+    pub fn reclaim(&mut self, bpf: &mut Ebpf) -> Result<(), Error> {
+        self.open_ports[other(self.in_force) as usize] = (0..=u16::MAX).collect();
+        if selected(bpf)?.1.generation == self.generation {
+            return Ok(());
+        }
+        self.go_on(bpf)?;
+        self.apply(bpf, &self.config.clone(), &self.listeners.clone())
+    }
+
     /// What the policy in force was made from.
     pub fn config(&self) -> &Kernel {
         &self.config
@@ -160,7 +176,7 @@ impl Slots {
         listeners: &[SocketAddr],
         host: BTreeSet<IpAddr>,
     ) -> Result<Staged, Error> {
-        let slot = (self.in_force + 1) % SLOTS as u32;
+        let slot = other(self.in_force);
         let Entries { places, allow, deny } = Entries::of(&config, listeners, &host)?;
         let ipv4_hosts = ipv4_hosts(&places);
         write_listeners(bpf, slot, &places)?;
@@ -221,6 +237,17 @@ impl Entries {
             None => Ok(Self { places, allow, deny }),
         }
     }
+}
+
+/// The slot in force, and its policy.
+fn selected(bpf: &mut Ebpf) -> Result<(u32, Policy), Error> {
+    let selected = array(bpf, SELECTOR)?.get(&0, 0).map_err(Error::map(SELECTOR))?;
+    let policy = array(bpf, POLICY)?.get(&selected, 0).map_err(Error::map(POLICY))?;
+    Ok((selected, policy))
+}
+
+fn other(slot: u32) -> u32 {
+    (slot + 1) % SLOTS as u32
 }
 
 /// What the configuration says; the rest is the slots' own.

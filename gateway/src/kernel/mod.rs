@@ -66,7 +66,8 @@ pub enum ChangeError {
 
 impl Kernel {
     /// Attaches to the configured interfaces. `listener`: where the proxy listens; `lists`: what was said
-    /// at run time before, and the file that keeps it; `bequest`: what a running gateway hands over.
+    /// at run time before, and the file that keeps it; `bequest`: what a running gateway hands over, which judges
+    /// until [`Self::take_over`].
     pub fn start(
         config: &config::Kernel,
         listener: SocketAddr,
@@ -79,10 +80,11 @@ impl Kernel {
             // Whoever turns it off does not mean what an earlier gateway has left to go on.
             config.persist.as_deref().map_or(Ok(()), Datapath::release)?;
         } else {
+            let follows = bequest.is_some();
             match Datapath::start(&state.policy(), &[listener], bequest) {
                 Ok(datapath) => {
-                    for (Attachment { interface, hook }, taken_over) in datapath.attachments() {
-                        tracing::info!(interface, %hook, taken_over, "kernel half attached");
+                    if !follows {
+                        announce(&datapath);
                     }
                     state.datapath = Some(datapath);
                 }
@@ -247,6 +249,17 @@ impl Kernel {
         self.lock().datapath.as_ref().map(Datapath::bequest).transpose()
     }
 
+    /// Judges from now on, in the place of a gateway that has left; keeps the kernel half told as well.
+    pub fn take_over(&self, sources: &Arc<Sources>, stack: Option<Stack>) -> Result<(), Error> {
+        let take_over = |datapath: &mut Datapath| {
+            let taken = datapath.take_over();
+            announce(datapath);
+            taken
+        };
+        let taken = self.lock().datapath.as_mut().map_or(Ok(()), take_over);
+        taken.and(self.keep_told(sources, stack))
+    }
+
     /// A successor judges from now on.
     pub fn leave(&self) {
         self.sources.get().inspect(|sources| sources.unwatch());
@@ -254,8 +267,9 @@ impl Kernel {
 
     /// Judges again, after a successor that may have begun to.
     pub fn reclaim(&self) -> Result<(), Error> {
+        let reclaimed = self.lock().datapath.as_mut().map_or(Ok(()), Datapath::reclaim);
         self.sources.get().inspect(|sources| sources.part(false));
-        self.lock().datapath.as_mut().map_or(Ok(()), Datapath::reclaim)
+        reclaimed
     }
 
     /// Detaches, unless it is to persist; packets pass unjudged from then on.
@@ -343,6 +357,12 @@ impl State {
 
     fn save(&self) -> Result<(), lists::Error> {
         self.state_file.as_ref().map_or(Ok(()), |file| self.lists.save(file))
+    }
+}
+
+fn announce(datapath: &Datapath) {
+    for (Attachment { interface, hook }, taken_over) in datapath.attachments() {
+        tracing::info!(interface, %hook, taken_over, "kernel half attached");
     }
 }
 

@@ -27,6 +27,7 @@ use crate::access::Access;
 use crate::admin::{self, State};
 use crate::config::{self, Config, Files};
 use crate::control::{self, Control, Places, Socket};
+use crate::datapath::cookies::Stack;
 use crate::datapath::{self, AddressChanges};
 use crate::downstream::{Affordable, listener};
 use crate::guard;
@@ -103,12 +104,19 @@ pub struct Server {
     workers: Vec<thread::JoinHandle<io::Result<()>>>,
     /// Once more, for a successor.
     listeners: Vec<TcpListener>,
-    /// Whom it follows, and how many listeners it has taken.
-    predecessor: Option<(Predecessor, usize)>,
+    following: Option<Following>,
     metrics: TcpListener,
     admin: Option<TcpListener>,
     socket: Option<Socket>,
     bound: SocketAddr,
+}
+
+/// Whom a gateway follows, and what waits for that one to leave.
+struct Following {
+    predecessor: Predecessor,
+    /// How many of its listeners were taken.
+    listeners: usize,
+    stack: Option<Stack>,
 }
 
 /// Between two tries to attach to an interface that has returned and could not be attached to.
@@ -186,7 +194,13 @@ impl Server {
         snapshot.access = access;
         snapshot.files = Some(Arc::new(files));
         drained.iter().for_each(|name| drop(snapshot.drain(name, true)));
-        kernel.keep_told(&snapshot.sources, stack)?;
+        let following = match predecessor {
+            Some(predecessor) => Some(Following { predecessor, listeners: inherited, stack }),
+            None => {
+                kernel.keep_told(&snapshot.sources, stack)?;
+                None
+            }
+        };
         let current = Arc::new(ArcSwap::from_pointee(snapshot));
         let state = {
             let kernel = kernel.clone();
@@ -211,7 +225,7 @@ impl Server {
             drain,
             workers,
             listeners: kept,
-            predecessor: predecessor.map(|predecessor| (predecessor, inherited)),
+            following,
             metrics,
             admin,
             socket,
@@ -232,17 +246,6 @@ impl Server {
         let places = self.places()?;
         let (successors, mut heard) = mpsc::unbounded_channel();
         let (asks, mut asked) = requests();
-        let control = self.socket.as_ref().map(|socket| {
-            let (kernel, state) = (self.kernel.clone(), self.state.clone());
-            let control = Control::new(kernel, state, places, asks, successors);
-            let mut tasks = vec![
-                tokio::spawn(control.clone().see_off()),
-                tokio::spawn(control.clone().serve(socket.listener())),
-            ];
-            let admin = self.admin.as_ref().map(TcpListener::try_clone);
-            tasks.extend(admin.map(|admin| tokio::spawn(control.clone().serve_tcp(admin))));
-            (control, tasks)
-        });
         let mut succession: Option<JoinHandle<io::Result<usize>>> = None;
         // What it reads is open before anybody is told that the gateway is ready.
         let meter = Meter::of_this_process();
@@ -258,21 +261,28 @@ impl Server {
                 None
             });
         self.upkeep.follow(&self.current.load());
+        // Until it is followed, the gateway before this one answers at the control socket, and nobody changes what
+        // both have.
+        let too_late = self.following.take().and_then(|following| self.follow(following).err());
+        let control = self.socket.as_ref().filter(|_| too_late.is_none()).map(|socket| {
+            let (kernel, state) = (self.kernel.clone(), self.state.clone());
+            let control = Control::new(kernel, state, places, asks, successors);
+            let mut tasks = vec![
+                tokio::spawn(control.clone().see_off()),
+                tokio::spawn(control.clone().serve(socket.listener())),
+            ];
+            let admin = self.admin.as_ref().map(TcpListener::try_clone);
+            tasks.extend(admin.map(|admin| tokio::spawn(control.clone().serve_tcp(admin))));
+            (control, tasks)
+        });
         let mut loaded = self.source.seen.clone();
-        let content = look(&self.source.file, &mut watch);
-        if content != loaded {
-            loaded = content;
-            let _ = self.reload();
-        }
-        // From here on signals, file changes and requests are all taken.
-        let mut too_late = None;
-        if let Some((predecessor, listeners)) = self.predecessor.take() {
-            match predecessor.follow(listeners) {
-                Ok(()) => self.socket.iter_mut().for_each(Socket::own),
-                Err(error) => too_late = Some((error, listeners)),
-            }
-        }
         if too_late.is_none() {
+            let content = look(&self.source.file, &mut watch);
+            if content != loaded {
+                loaded = content;
+                let _ = self.reload();
+            }
+            // From here on signals, file changes and requests are all taken.
             self.say_ready()?;
         }
         let drain = loop {
@@ -280,7 +290,8 @@ impl Server {
                 break Drain::Followed(*listeners);
             }
             tokio::select! {
-                asked = signals.next() => match asked {
+                // What is not taken while a successor starts waits until it is known who serves.
+                asked = signals.next(succession.is_none()) => match asked {
                     Asked::Stop => break Drain::Alone,
                     Asked::Reload => {
                         loaded = look(&self.source.file, &mut watch);
@@ -288,7 +299,7 @@ impl Server {
                     }
                     Asked::Reopen => self.current.load().access.iter().for_each(|access| access.reopen()),
                 },
-                answers = asked.next() => {
+                answers = asked.next(), if succession.is_none() => {
                     loaded = look(&self.source.file, &mut watch);
                     let outcome = self.reload();
                     // Who has left wants to know it no more.
@@ -306,10 +317,12 @@ impl Server {
                         control.iter().for_each(|(control, _)| control.set_followed(false));
                     }
                 },
-                () = host_changed(&mut addresses) => self.kernel.refresh(),
+                () = host_changed(&mut addresses), if succession.is_none() => self.kernel.refresh(),
                 () = self.upkeep.moved() => self.follow_names(),
-                () = tokio::time::sleep(INTERFACE_RETRY), if self.kernel.is_incomplete() => self.kernel.refresh(),
-                () = changed(&mut watch) => {
+                () = tokio::time::sleep(INTERFACE_RETRY), if succession.is_none() && self.kernel.is_incomplete() => {
+                    self.kernel.refresh();
+                }
+                () = changed(&mut watch), if succession.is_none() => {
                     // Other files live in the directory too: only new content is a change.
                     let content = look(&self.source.file, &mut watch);
                     if content != loaded {
@@ -319,6 +332,8 @@ impl Server {
                 }
             }
         };
+        // Who waits for a reload hears that there is none.
+        drop(asked);
         if matches!(drain, Drain::Followed(_)) {
             // They are the other's from now on.
             admin.abort();
@@ -333,6 +348,18 @@ impl Server {
         admin.abort();
         control.iter().flat_map(|(_, tasks)| tasks).for_each(JoinHandle::abort);
         drained.and(too_late.map_or(Ok(()), |(error, _)| Err(error.into())))
+    }
+
+    /// Says that everything runs, and judges once the gateway before this one has left. An error: that one goes on,
+    /// and has so many listeners back.
+    fn follow(&mut self, following: Following) -> Result<(), (handover::Error, usize)> {
+        let Following { predecessor, listeners, stack } = following;
+        predecessor.follow(listeners).map_err(|error| (error, listeners))?;
+        self.socket.iter_mut().for_each(Socket::own);
+        if let Err(error) = self.kernel.take_over(&self.current.load().sources, stack) {
+            tracing::error!(%error, "the kernel half judges by what the gateway before this one has left of it");
+        }
+        Ok(())
     }
 
     fn places(&self) -> io::Result<Places> {
@@ -425,7 +452,7 @@ impl Server {
                     kernel.stop();
                     return ended.unwrap_or_else(|error| Err(Error::Thread(io::Error::other(error))));
                 }
-                asked = signals.next() => if asked == Asked::Stop {
+                asked = signals.next(false) => if asked == Asked::Stop {
                     tracing::warn!(connections = self.state.open(), "a second signal; closing what is left");
                     // The threads end with the process; nobody waits for them.
                     std::process::exit(0);
@@ -445,11 +472,12 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Asked {
+    /// `may_reload`: whether a reload is asked for now; else later.
+    async fn next(&mut self, may_reload: bool) -> Asked {
         tokio::select! {
             _ = self.terminate.recv() => Asked::Stop,
             _ = self.interrupt.recv() => Asked::Stop,
-            _ = self.hangup.recv() => Asked::Reload,
+            _ = self.hangup.recv(), if may_reload => Asked::Reload,
             _ = self.user1.recv() => Asked::Reopen,
         }
     }
