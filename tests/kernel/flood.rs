@@ -89,7 +89,7 @@ impl Forger {
         Self { socket, place, random: Random::new(7) }
     }
 
-    fn send(&mut self, source: IpAddr) {
+    pub fn send(&mut self, source: IpAddr) {
         let packet = Packet {
             source_port: 1024 + self.random.below(60_000) as u16,
             sequence: self.random.below(usize::MAX) as u32,

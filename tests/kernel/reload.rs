@@ -1,18 +1,29 @@
 //! Reloads of a gateway with its kernel half: one policy or the other for every packet, never half of each,
 //! and nothing left behind.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::time::Instant;
 
+use aya::maps::{MapData, PerCpuArray};
+use gateway_common::counters::cell;
+use gateway_common::maps::COUNTERS;
+use gateway_common::{Count, Family, Verdict};
 use gateway_tests::kernel::held::{self, wait_until_gone};
 use gateway_tests::kernel::netns::{EDGE, Network};
-use gateway_tests::{Gateway, PATIENCE, Upstream};
+use gateway_tests::{Client, Gateway, PATIENCE, Upstream};
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::process::{LOUD, config, start};
+use crate::flood::Forger;
+use crate::process::{LOUD, QUIET, config, reaches, start};
+use crate::traffic::connect;
 
 const RELOADS: u64 = 1_000;
+/// From one configuration to another and back.
+const TURNS: u32 = 20;
+/// Networks that the kernel takes milliseconds to be told, or to forget: long enough for a request in between.
+const MANY: u32 = 3_000;
 
 fn verdicts(network: &Network, gateway: &Gateway, verdict: &str) -> f64 {
     let scrape = network.gateway.run(|| gateway.scrape());
@@ -71,6 +82,60 @@ fn a_thousand_reloads_judge_no_packet_by_two_policies() {
     gateway.signal(Signal::TERM);
     assert_eq!(gateway.wait(), Some(0));
     wait_until_gone(&held);
+}
+
+/// Packets that the deny list has met, read without asking the gateway: it answers after a reload, not during one.
+struct Denied(PerCpuArray<MapData, Count>);
+
+impl Denied {
+    fn packets(&self) -> u64 {
+        let of_cpus = self.0.get(&cell(Verdict::Denied, Family::Ipv4), 0).unwrap();
+        of_cpus.iter().map(|count| count.packets).sum()
+    }
+}
+
+/// From a configuration that lets `LOUD` in to one that denies it, and back. Once its packets are dropped, every
+/// request meets the stricter one; once a request meets the other, they are let in. So the kernel changes after
+/// userspace where it becomes stricter, and before it where it does not.
+#[test]
+fn the_kernel_is_never_stricter_than_userspace_at_that_moment() {
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let of = |path: &str, deny: Value| {
+        let mut config = config(&upstream, json!({ "interfaces": [EDGE], "deny": deny }));
+        config["routes"][0]["path"] = json!(path);
+        config
+    };
+    let others = (0..MANY).map(|n| Ipv4Addr::from_bits(0x6440_0000 + n).to_string());
+    let denied = [LOUD.to_owned()].into_iter().chain(others).collect::<Vec<_>>();
+    let (open, strict) = (of("/open", json!([])), of("/strict", json!(denied)));
+    let gateway = start(&network, open.clone(), |_| {});
+    let denied = Denied(held::map(&gateway, COUNTERS));
+    let mut knocking = Forger::new(&network, gateway.address);
+    let mut client = Client::over(connect(&network, QUIET, gateway.address).unwrap());
+    let change = |config: &Value| {
+        gateway.replace(config.clone());
+        gateway.signal(Signal::HUP);
+        Instant::now()
+    };
+    for turn in 0..TURNS {
+        let (before, begun) = (denied.packets(), change(&strict));
+        let mut drops = false;
+        while !drops {
+            assert!(begun.elapsed() < PATIENCE, "turn {turn}: it does not become stricter");
+            knocking.send(LOUD.parse().unwrap());
+            drops = denied.packets() > before;
+            let status = client.get("/strict").status();
+            assert!(!drops || status == 200, "turn {turn}: it drops, and a request meets {status}");
+        }
+        let begun = change(&open);
+        while client.get("/open").status() != 200 {
+            assert!(begun.elapsed() < PATIENCE, "turn {turn}: it does not change back");
+        }
+        let before = denied.packets();
+        assert!(reaches(&network, LOUD, gateway.address), "turn {turn}: it is not open");
+        assert_eq!(denied.packets(), before, "turn {turn}: it is open, and drops");
+    }
 }
 
 struct Stop<'a>(&'a AtomicBool);

@@ -4,8 +4,8 @@
 use std::fs;
 use std::net::IpAddr;
 
+use aya::maps::MapData;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Map, MapData};
 use gateway_common::Family;
 use gateway_common::maps::{ALLOW, DENY, MAX_NETWORKS};
 use gateway_common::policy::{Rule, SLOTS, Source};
@@ -110,16 +110,6 @@ impl Rig {
             (&json!("ok"), Some(self.generation))
         );
     }
-
-    /// A list in the kernel, by the descriptor that the gateway has of it.
-    fn list(&self, name: &str) -> LpmTrie<MapData, Source, Rule> {
-        let held = held::by(&self.gateway);
-        let ids = held.iter().filter(|(kind, _)| *kind == "map").map(|(_, id)| *id);
-        let called = |id: &u64| held::bpftool(&["map", "show", "id", &id.to_string()])["name"] == name;
-        let id = ids.into_iter().find(called).expect("it has such a map");
-        let map = Map::from_map_data(MapData::from_id(id as u32).unwrap()).unwrap();
-        map.try_into().expect("a trie of networks")
-    }
 }
 
 /// Somebody else's entry: no slot of the gateway's has this number.
@@ -155,7 +145,7 @@ fn a_map_that_takes_no_more_entries() {
     const LEFT: usize = 10;
     let mut rig = rig();
     for (name, key, first) in [(ALLOW, "allow", A), (DENY, "deny", B)] {
-        let mut map = rig.list(name);
+        let mut map: LpmTrie<MapData, Source, Rule> = held::map(&rig.gateway, name);
         let rule = Rule { index: 0, flags: 0, until_ns: 0, watched_until_ns: 0, hits: 0 };
         let free =
             (0..=MAX_NETWORKS).find(|n| map.insert(&filler(*n), rule, 0).is_err()).expect("it gets full");

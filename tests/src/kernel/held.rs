@@ -38,6 +38,18 @@ pub fn by_process(id: u32) -> Held {
     texts.flat_map(ids).collect()
 }
 
+/// A map of the gateway's by its name, through a descriptor of the test's own.
+#[track_caller]
+pub fn map<T: TryFrom<Map, Error: std::fmt::Debug>>(gateway: &Gateway, name: &str) -> T {
+    let held = by(gateway);
+    let ids = held.iter().filter(|(kind, _)| *kind == "map").map(|(_, id)| *id);
+    let called = |id: &u64| bpftool(&["map", "show", "id", &id.to_string()])["name"] == name;
+    let id = ids.into_iter().find(called).expect("it has such a map");
+    let map =
+        Map::from_map_data(MapData::from_id(id as u32).expect("it is held")).expect("its type is known");
+    map.try_into().expect("it is of that type")
+}
+
 /// Waits until the kernel has freed all of them.
 #[track_caller]
 pub fn wait_until_gone(held: &Held) {
