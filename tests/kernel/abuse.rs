@@ -3,15 +3,17 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use gateway_tests::client::get;
 use gateway_tests::kernel::netns::{EDGE, Network};
 use gateway_tests::{Client, Gateway, Upstream};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::process::{LOUD, QUIET, config, start};
 use crate::traffic::{connect, connects};
+use crate::upgrade::{follow, upgradable};
 
 const CONNECTIONS: usize = 64;
 /// Longer than any penalty that a test waits for.
@@ -133,6 +135,45 @@ fn a_flood_past_a_limit_of_each_second_is_sent_away_and_then_dropped() {
     assert!(abuse.took < Duration::from_secs(20), "{:?}", abuse.took);
     assert_blocked(&network, &gateway);
     assert_forgiven(&network, &gateway);
+}
+
+/// Whoever follows goes on with it: dropped for what is left of its time, by the same rule, and let in at its end.
+#[test]
+fn a_penalty_goes_on_in_the_gateway_that_follows() {
+    let (network, directory) = (Network::new(), TempDir::new().unwrap());
+    let upstream = network.gateway.run(Upstream::ok);
+    let kernel = limited(&upstream, "drop")["kernel"].take();
+    let mut config = upgradable(&upstream, &directory, kernel);
+    config["routes"] = limited(&upstream, "drop")["routes"].take();
+    let mut gateway = start(&network, config, |_| {});
+    let place = gateway.address;
+    ignore_refusals(&network, LOUD, place);
+    assert_blocked(&network, &gateway);
+    let explain = |gateway: &Gateway| gateway.ask(&["explain", LOUD, "--json"]).json()["kernel"].take();
+    let before = explain(&gateway);
+    assert_eq!((&before["verdict"], &before["level"]), (&json!("penalised"), &json!(2)));
+
+    let gateway = follow(&network, &mut gateway);
+    assert!(connect(&network, LOUD, place).is_none(), "it is let in by another gateway");
+    assert_eq!(connects(&network, QUIET, place, 5), 5, "its neighbour");
+    let after = explain(&gateway);
+    for key in ["verdict", "level", "rule", "dropped"] {
+        assert_eq!(after[key], before[key], "{key}: {after}");
+    }
+    let time = |told: &Value, key: &str| told[key].as_u64().unwrap();
+    for key in ["since", "until"] {
+        // Of the monotonic clock, told in whole seconds of another.
+        assert!(time(&after, key).abs_diff(time(&before, key)) <= 1, "{key}: {before} and {after}");
+    }
+    assert!(time(&after, "refused") > time(&before, "refused"), "{before} and {after}");
+    assert_eq!(penalised_sources(&network, &gateway, "2") as u64, 1);
+
+    assert_forgiven(&network, &gateway);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert!(now + 1 >= time(&before, "until"), "{now}: {before}");
+    let line = gateway.log.wait_for("penalty over");
+    assert!(line.contains(LOUD), "{line}");
+    assert_eq!(explain(&gateway)["verdict"], json!("pass"));
 }
 
 /// Not even a new connection gets through, and it is told why.

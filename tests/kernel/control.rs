@@ -1,5 +1,7 @@
 //! Lists made at run time, in the kernel: from the command to the packet, over restarts and reloads.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use gateway_tests::kernel::netns::{EDGE, Network};
@@ -256,4 +258,28 @@ fn who_ignores_refusals_is_named() {
     let number = |key: &str| stubborn[key].as_u64().unwrap();
     assert!(number("requests") >= number("refused") && number("refused") >= number("ignored"), "{told}");
     assert!(number("ignored") >= 50, "{told}");
+}
+
+/// What it would have been penalised for is forgiven, and what it does afterwards is not.
+#[test]
+fn nobody_is_penalised_while_another_gateway_takes_over() {
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let gateway = start_limited(&network, &upstream);
+    // One that asks, and takes its time.
+    let mut successor = UnixStream::connect(gateway.directory().join("control.sock")).unwrap();
+    successor.write_all(b"\"hand_over\"\n").unwrap();
+    successor.read_exact(&mut [0]).unwrap();
+    let is_stubborn = |told: &Value| told["requests"] != json!([]);
+    ignore_refusals(&network, &gateway, "/v1/sources", is_stubborn);
+    drop(successor);
+    const GOES_ON: &str = "no other gateway follows; this one goes on";
+    gateway.log.wait_for(GOES_ON);
+
+    let is_penalised = |told: &Value| told["figures"]["penalties"] != json!([]);
+    ignore_refusals(&network, &gateway, "/v1/kernel", is_penalised);
+    gateway.log.wait_for("penalised:");
+    let lines = gateway.log.so_far();
+    let first = |needle| lines.iter().position(|line| line.contains(needle)).unwrap();
+    assert!(first(GOES_ON) < first("penalised:"), "{lines:#?}");
 }

@@ -17,14 +17,14 @@ use crate::persist::Traffic;
 use crate::process::{LOUD, QUIET, config, is_attached, is_served, start};
 use crate::traffic::connects;
 
-fn upgradable(upstream: &Upstream, directory: &TempDir, kernel: Value) -> Value {
+pub fn upgradable(upstream: &Upstream, directory: &TempDir, kernel: Value) -> Value {
     let mut config = config(upstream, kernel);
     let path = |name| directory.path().join(name);
     config["control"] = json!({ "socket": path("control.sock"), "state_file": path("state.json") });
     config
 }
 
-fn follow(network: &Network, gateway: &mut Gateway) -> Gateway {
+pub fn follow(network: &Network, gateway: &mut Gateway) -> Gateway {
     let next = network.gateway.run(|| gateway.followed(|_| {}));
     assert_eq!(gateway.wait(), Some(0));
     next
