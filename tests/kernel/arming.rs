@@ -125,7 +125,7 @@ fn the_setting_is_put_back_while_the_gateway_is_stopped() {
     );
 }
 
-/// Nobody is left to put the setting back; that is the limit that the docs name.
+/// Nobody is left to put the setting back; that is the limit that the docs name. Nothing is left of the child.
 #[test]
 fn a_child_that_is_killed_ends_the_cookies_and_leaves_the_setting() {
     under_a_flood(
@@ -136,6 +136,11 @@ fn a_child_that_is_killed_ends_the_cookies_and_leaves_the_setting() {
             gateway.log.wait_for("the stack takes no SYN cookies: none are sent from here on");
             check_none_is_sent(answering, gateway);
             assert_eq!(answering.syncookies(), "2");
+            let begin = Instant::now();
+            while !children(gateway).is_empty() {
+                assert!(begin.elapsed() < PATIENCE, "it stays a zombie");
+                thread::yield_now();
+            }
         },
     );
 }

@@ -66,7 +66,8 @@ impl Arming {
 
 /// The child, from its parent's side. It ends with the parent, or when this is dropped.
 pub struct Stack {
-    _child: Child,
+    /// `None`: somebody waits for its end.
+    child: Option<Child>,
     talk: BufReader<UnixStream>,
     /// What there is of its next answer.
     said: String,
@@ -89,7 +90,7 @@ impl Stack {
         // A group of its own: the terminal's signals are for the gateway.
         let child = command.process_group(0).spawn()?;
         Ok(Self {
-            _child: child,
+            child: Some(child),
             talk: BufReader::new(ours),
             said: String::new(),
             asked: None,
@@ -136,6 +137,18 @@ impl Stack {
             fault => return Err(io::Error::other(fault.to_owned())),
         }
         Ok(())
+    }
+}
+
+/// A child that has ended would stay a zombie for as long as the gateway runs. It is waited for by a thread: it ends with
+/// its input, which closes after this, and one that is stopped takes its time.
+impl Drop for Stack {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        let reap = std::thread::Builder::new().name("reaper".to_owned()).spawn(move || child.wait());
+        if let Err(error) = reap {
+            tracing::warn!(%error, "the child that switched SYN cookies stays a zombie");
+        }
     }
 }
 
