@@ -10,12 +10,13 @@ use gateway_common::maps::{
 };
 use gateway_common::policy::SLOTS;
 use gateway_common::pressure::{BLOCKING, PENALTIES};
-use gateway_common::standing::{BLOCKED, Class, Penalty};
+use gateway_common::standing::{BLOCKED, Class, Mark, Penalty};
 use gateway_common::{Address, Verdict};
 use gateway_tests::kernel::packet::Packet;
 use gateway_tests::kernel::policy::{budget, networks, open};
 use ipnet::IpNet;
 
+use crate::marks::marks;
 use crate::{LISTENERS, listeners, load, load_with_clock};
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -84,20 +85,27 @@ fn known_sources_and_penalties_to_the_brim() {
         ignored: 50,
     };
     let mut penalise = |n| standings.penalise(nth(n).into(), until(9 * SECOND_NS), PENALTIES | BLOCKING);
-    for n in 0..MAX_PENALTIES as u32 {
-        penalise(n).unwrap();
-    }
+    let mark = |n| Mark::of(&nth(n).into());
+    // One with a mark of its own, and one that shares somebody's.
+    let [newcomer, another] = [0, 1].map(|n| 2 * MAX_PENALTIES as u32 + n);
+    let sources: Vec<u32> = (0..).filter(|n| mark(*n) != mark(newcomer)).take(MAX_PENALTIES).collect();
+    sources.iter().for_each(|n| penalise(*n).unwrap());
     // One more is an error that is told, and changes nothing for anybody.
-    let newcomer = MAX_PENALTIES as u32;
-    assert!(penalise(newcomer).is_err());
+    let marks = marks();
+    let is_marked = |n| marks.get(&mark(n).word(), 0).unwrap() & mark(n).bit() != 0;
+    let before = [newcomer, another].map(is_marked);
+    assert_eq!(before, [false, true]);
+    assert!([newcomer, another].iter().all(|n| penalise(*n).is_err()));
+    assert_eq!([newcomer, another].map(is_marked), before);
     let fills = datapath.fill().unwrap();
     assert_eq!(fill_of(&fills, PENALTY).entries, MAX_PENALTIES as u64);
     assert!(fill_of(&fills, KNOWN).entries <= MAX_KNOWN as u64);
     let program = datapath.program(Entry::Xdp).unwrap();
     for (source, verdict) in [
-        (nth(0), Verdict::Penalised),
-        (nth(newcomer - 1), Verdict::Penalised),
+        (nth(sources[0]), Verdict::Penalised),
+        (nth(sources[MAX_PENALTIES - 1]), Verdict::Penalised),
         (nth(newcomer), Verdict::Pass),
+        (nth(another), Verdict::Pass),
     ] {
         let before = datapath.counters().unwrap().packets(verdict);
         program.run(&syn(source), 1).unwrap();
@@ -106,7 +114,7 @@ fn known_sources_and_penalties_to_the_brim() {
     // Of another policy the penalties know nothing.
     datapath.set_clock(9 * SECOND_NS).unwrap();
     let before = datapath.counters().unwrap().packets(Verdict::Pass);
-    program.run(&syn(nth(0)), 1).unwrap();
+    program.run(&syn(nth(sources[0])), 1).unwrap();
     assert_eq!(datapath.counters().unwrap().packets(Verdict::Pass), before + 1, "its penalty is over");
 }
 

@@ -27,7 +27,7 @@ fn mark(source: IpAddr) -> Mark {
 }
 
 /// The map of this process.
-fn marks() -> Array<MapData, u64> {
+pub fn marks() -> Array<MapData, u64> {
     let ids = held::by_process(std::process::id()).into_iter().filter(|(kind, _)| *kind == "map");
     let mut maps = ids.map(|(_, id)| MapData::from_id(id as u32).unwrap());
     let found = maps.find(|map| map.info().unwrap().name_as_str() == Some(MARKS)).expect("it is loaded");

@@ -108,7 +108,7 @@ fn attend(bpf: &mut Ebpf, old: Old<'_>) -> Result<(), Error> {
     let mut marked = Ok(());
     fill::each(shared(bpf, PENALTY)?, PENALTY, (fill::nobody(), fill::no_penalty()), |sources, _| {
         for source in sources {
-            marked = std::mem::replace(&mut marked, Ok(())).and_then(|()| marks.add(source));
+            marked = std::mem::replace(&mut marked, Ok(())).and_then(|()| marks.add(source).map(drop));
         }
     })?;
     marked?;

@@ -20,14 +20,15 @@ impl Marks {
         Ok(Self(own(bpf, MARKS)?.try_into().map_err(Error::map(MARKS))?))
     }
 
-    /// Before the source's penalty is written.
-    pub fn add(&mut self, source: &Address) -> Result<(), Error> {
+    /// Before the source's penalty is written. Whether its mark is new: nobody else shares it.
+    pub fn add(&mut self, source: &Address) -> Result<bool, Error> {
         let mark = Mark::of(source);
         let word = self.0.get(&mark.word(), 0).map_err(Error::map(MARKS))?;
-        if word & mark.bit() != 0 {
-            return Ok(());
+        let is_new = word & mark.bit() == 0;
+        if is_new {
+            self.0.set(mark.word(), word | mark.bit(), 0).map_err(Error::map(MARKS))?;
         }
-        self.0.set(mark.word(), word | mark.bit(), 0).map_err(Error::map(MARKS))
+        Ok(is_new)
     }
 
     /// After the penalties of the sources `over` were taken out; `others`: all who have one still, as far as this

@@ -40,16 +40,22 @@ impl Standings {
     }
 
     /// Penalises a source, cut as the policy's mask for clients cuts it. `attention`: `PENALTIES`, and `BLOCKING`
-    /// too where the level needs it; both stay set until [`Self::attend`] clears them.
+    /// too where the level needs it; both stay set until [`Self::attend`] clears them. On an error, such as a full map,
+    /// nobody is looked up who was not before.
     pub fn penalise(&mut self, source: Address, penalty: Penalty, attention: u64) -> Result<(), Error> {
-        self.marks.add(&source)?;
-        self.penalty.insert(source, penalty, 0).map_err(Error::map(PENALTY))?;
+        let is_new = self.marks.add(&source)?;
+        if let Err(error) = self.penalty.insert(source, penalty, 0) {
+            if is_new {
+                self.marks.remove(&[source], &[])?;
+            }
+            return Err(Error::map(PENALTY)(error));
+        }
         self.attend(self.attention()? | attention)
     }
 
     /// Has a source looked up whose penalty is in the map already.
     pub fn mark(&mut self, source: &Address) -> Result<(), Error> {
-        self.marks.add(source)
+        self.marks.add(source).map(drop)
     }
 
     /// Ends penalties, whether there are any or not; `others`: all sources that have one still.
