@@ -78,8 +78,12 @@ fn main() -> Result<()> {
         (all_in_use(), others_penalised),
         (all_full(), many_penalised),
     ];
-    for ((name, policy, packet, verdict), prepare) in of_many.into_iter().filter(wanted) {
-        for (how, rotate) in [("in turn", in_turn as Rotate), ("one call each", one_call_each)] {
+    let each = |row| (row, [("in turn", in_turn as Rotate), ("one call each", one_call_each)].as_slice());
+    // A packet that has become its own answer cannot be judged again.
+    let once = |row| (row, [("one call each", one_call_each as Rotate)].as_slice());
+    let of_many = of_many.into_iter().map(each).chain([once((answered(), cookies_armed as Prepare))]);
+    for (((name, policy, packet, verdict), prepare), ways) in of_many.filter(|(row, _)| wanted(row)) {
+        for (how, rotate) in ways {
             let (each, over) = rotate(&policy, prepare, &listeners, &packet, verdict, &bare).context(name)?;
             let name = format!("{}: {name}, 4,096 sources, {how}", verdict.row().name);
             println!("| {name:<60} | {:>5} | {over:>+9} | {:>5} |", each.as_nanos(), "");
@@ -151,6 +155,18 @@ fn spent() -> Kernel {
 
 fn cookies_may_be_armed(datapath: &Datapath) -> Result<()> {
     Ok(datapath.standings()?.can_arm(Some(blocked().until_ns))?)
+}
+
+/// Sources without a bucket, of which there may be one a second.
+fn answered() -> Row {
+    let nobody_new = Kernel { cookies: true, new_sources_per_second: 1, ..ample() };
+    ("IPv4", nobody_new, v4(), Verdict::CookieSent)
+}
+
+fn cookies_armed(datapath: &Datapath) -> Result<()> {
+    cookies_may_be_armed(datapath)?;
+    let now_ns = sys::monotonic_ns();
+    Ok(datapath.standings()?.arm(Some(blocked().until_ns), now_ns)?)
 }
 
 fn all_in_use() -> Row {
