@@ -26,8 +26,8 @@ pub fn looser(before: &Kernel, next: &Kernel) -> Kernel {
         deny_listed: common_listed(&before.deny_listed, &next.deny_listed),
         monitored: before.monitored | next.monitored,
         new_sources_per_second: before.new_sources_per_second.max(next.new_sources_per_second),
-        // An answer with a cookie refuses nobody.
-        cookies: next.cookies,
+        // An answer with a cookie refuses nobody; without one a known source beyond its budget is dropped.
+        cookies: before.cookies || next.cookies,
         strict_fragments: before.strict_fragments && next.strict_fragments,
         ceiling: before.ceiling.zip(next.ceiling).map(|(one, other)| Ceiling {
             per_second: one.per_second.max(other.per_second),
@@ -128,6 +128,16 @@ mod tests {
             assert_eq!(looser.deny, networks(&["2001:db8::/32"]));
         }
         assert_eq!(looser(&before, &before), before);
+    }
+
+    #[test]
+    fn cookies_are_sent_where_either_sends_them() {
+        let with = |cookies| Kernel { cookies, ..policy(100, Vec::new(), Vec::new()) };
+        for (before, next, looser_has) in
+            [(false, false, false), (false, true, true), (true, false, true), (true, true, true)]
+        {
+            assert_eq!(looser(&with(before), &with(next)).cookies, looser_has, "{before}, {next}");
+        }
     }
 
     #[test]
