@@ -19,6 +19,7 @@ mod footprint;
 mod full;
 mod headers;
 mod interfaces;
+mod introductions;
 mod marks;
 mod memory;
 mod metrics;

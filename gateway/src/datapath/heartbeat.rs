@@ -95,13 +95,13 @@ impl Heartbeat {
             let penalised = sources.listen(BEAT);
             let mut beat = || {
                 let now = sys::monotonic_ns();
-                // One that cannot be written keeps none of the others.
+                // What cannot be written, of one source or at one step, keeps none of the others.
                 let punished =
                     penalised.iter().map(|(suspect, sentence)| self.punish(suspect, sentence, &sources));
-                punished.fold(Ok(()), Result::and)?;
-                self.release(&sources, now)?;
-                self.introduce(&sources, now)?;
-                self.report(&sources, now)
+                let punished = punished.fold(Ok(()), Result::and);
+                let rest =
+                    [self.release(&sources, now), self.introduce(&sources, now), self.report(&sources, now)];
+                rest.into_iter().fold(punished, Result::and)
             };
             match beat() {
                 Ok(()) => told = false,
@@ -171,15 +171,17 @@ impl Heartbeat {
         }
         let slot = self.selector.get(&0, 0).map_err(Error::map(SELECTOR))?;
         let policy = self.policies.get(&slot, 0).map_err(Error::map(POLICY))?;
-        for (source, class, until_ns) in changed {
-            self.standings.know(source.into(), class, until_ns)?;
+        let introduced = changed.into_iter().map(|(source, class, until_ns)| {
             let address = match source {
                 IpAddr::V4(_) => Address::from(source),
                 IpAddr::V6(_) => Address::from(source).masked(&policy.source_mask),
             };
-            self.standings.open_bucket(Holder::new(address, policy.epoch, Charged::Requests), now_ns)?;
-        }
-        Ok(())
+            let holder = Holder::new(address, policy.epoch, Charged::Requests);
+            let known = self.standings.know(source.into(), class, until_ns);
+            known.and(self.standings.open_bucket(holder, now_ns))
+        });
+        // They are named once: none may stand in another's way.
+        introduced.fold(Ok(()), Result::and)
     }
 
     /// Says how the gateway fares, for a second.
