@@ -51,7 +51,7 @@ fn rename_maps(bpffs: &BpfFs) {
 }
 
 /// Blocks a source for an hour, as a gateway does that is then killed.
-fn penalise(bpffs: &BpfFs, source: &str) {
+pub fn penalise(bpffs: &BpfFs, source: &str) {
     const HOUR_NS: u64 = 3_600_000_000_000;
     let now = sys::monotonic_ns();
     let penalty = Penalty {

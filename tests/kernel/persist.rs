@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
+use crate::failed_upgrade::penalise;
 use crate::process::{LOUD, QUIET, config, folder, is_attached, is_served, reaches, refused};
 
 /// A configuration that denies `QUIET` and persists in `bpffs`.
@@ -384,4 +385,43 @@ fn penalties_are_carried_over() {
     // An allow is stronger.
     assert_eq!(gateway.ask(&["allow", "add", LOUD]).code, Some(0));
     assert!(reaches(&network, LOUD, place));
+}
+
+/// Cut shorter, the first of the networks that are one source then would stand for all of them: by a reload, and by a
+/// start on maps of a gateway that cut otherwise.
+#[test]
+fn penalties_of_ipv6_end_where_sources_are_cut_otherwise() {
+    let (network, bpffs, files) = (Network::new(), BpfFs::mount(), TempDir::new().unwrap());
+    let upstream = network.gateway.run(Upstream::ok);
+    let mut config = persistent(&upstream, &bpffs);
+    config["listen_addr"] = json!("[::]:8080");
+    config["control"] = json!({
+        "socket": files.path().join("control.sock"), "state_file": files.path().join("state.json")
+    });
+    let verdict = |gateway: &Gateway| {
+        let told = gateway.ask(&["explain", "fd77::2", "--json"]).json();
+        told["kernel"]["verdict"].as_str().map(str::to_owned)
+    };
+    for by_reload in [true, false] {
+        config["client_ipv6_prefix"] = json!(64);
+        let mut gateway = start(&network, &config);
+        penalise(&bpffs, "fd77::");
+        gateway.signal(Signal::KILL);
+        assert_eq!(gateway.wait(), None);
+        if by_reload {
+            gateway = start(&network, &config);
+            assert_eq!(verdict(&gateway).as_deref(), Some("penalised"));
+            config["client_ipv6_prefix"] = json!(48);
+            gateway.write(config.clone());
+            gateway.log.wait_for("configuration reloaded");
+            gateway.log.wait_for("penalty over");
+        } else {
+            config["client_ipv6_prefix"] = json!(48);
+            gateway = start(&network, &config);
+        }
+        assert_eq!(verdict(&gateway).as_deref(), Some("pass"), "by a reload: {by_reload}");
+        gateway.signal(Signal::TERM);
+        assert_eq!(gateway.wait(), Some(0));
+        fs::remove_dir_all(bpffs.folder()).unwrap();
+    }
 }

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use aya::maps::{Array, MapData, PerCpuArray};
+use gateway_common::addr::{self, Mask};
 use gateway_common::counters::cell;
 use gateway_common::maps::{COUNTERS, POLICY, SELECTOR};
-use gateway_common::policy::{Charged, Holder, Policy};
+use gateway_common::policy::{Charged, Holder, Policy, SLOTS};
 use gateway_common::pressure::{BLOCKING, PENALTIES};
 use gateway_common::standing::{BLOCKED, OF_CONNECTIONS, Penalty};
 use gateway_common::{Address, Count, Family, Verdict};
@@ -48,6 +49,8 @@ pub struct Heartbeat {
     armed: bool,
     can_arm: bool,
     known_at_ns: u64,
+    /// How the sources of the penalties were cut.
+    client_mask: Mask,
 }
 
 impl Heartbeat {
@@ -70,7 +73,9 @@ impl Heartbeat {
             armed: false,
             can_arm: true,
             known_at_ns: 0,
+            client_mask: [0; 4],
         };
+        this.client_mask = this.mask_before()?;
         let now = sys::monotonic_ns();
         // Of a gateway before this one, where maps persist.
         for (source, penalty) in this.standings.penalties()? {
@@ -140,12 +145,28 @@ impl Heartbeat {
         Ok(())
     }
 
+    /// By which penalties were passed that are there already: that of the policy before the first.
+    fn mask_before(&self) -> Result<Mask, Error> {
+        let slot = self.selector.get(&0, 0).map_err(Error::map(SELECTOR))?;
+        let policy = |slot| self.policies.get(&slot, 0).map_err(Error::map(POLICY));
+        let (first, before) = (policy(slot)?, policy((slot + 1) % SLOTS as u32)?);
+        Ok(if before.generation == 0 { first.client_mask } else { before.client_mask })
+    }
+
     /// Ends what is over.
     fn release(&mut self, sources: &Sources, now_ns: u64) -> Result<(), Error> {
-        let escalation = self.in_force.load().config.escalation;
+        let in_force = self.in_force.load();
+        let (escalation, prefix) = (in_force.config.escalation, in_force.config.client_ipv6_prefix);
+        drop(in_force);
+        let (mask, mut over) = (addr::mask(prefix), Vec::new());
+        if std::mem::replace(&mut self.client_mask, mask) != mask {
+            // Cut otherwise, a source is another: the first of a larger network would stand for all of it.
+            over = sources.sentences().end_ipv6();
+            sources.block(now_ns + LETS_GO_NS);
+        }
         // Workers are to hear of it first.
         sources.sentences().bound(escalation, now_ns + LETS_GO_NS);
-        let over = sources.sentences().over(now_ns);
+        over.extend(sources.sentences().over(now_ns));
         if !over.is_empty() {
             let addresses: Vec<Address> = over.iter().copied().map(Address::from).collect();
             let kept: Vec<Address> = sources.sentences().kept().map(Address::from).collect();

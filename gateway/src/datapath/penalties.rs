@@ -109,6 +109,12 @@ impl Sentences {
         }
     }
 
+    /// Forgets all IPv6 sources; those whose entries are in the map.
+    pub fn end_ipv6(&mut self) -> Vec<IpAddr> {
+        let gone = self.by_source.extract_if(|source, _| source.is_ipv6());
+        gone.filter(|(_, sentence)| !sentence.lifted).map(|(source, _)| source).collect()
+    }
+
     /// Sources whose penalty is over; each is named once.
     pub fn over(&mut self, now_ns: u64) -> Vec<IpAddr> {
         let mut over = Vec::new();
@@ -258,6 +264,22 @@ mod tests {
                 "{escalation:?}"
             );
         }
+    }
+
+    #[test]
+    fn those_of_ipv6_end_where_its_sources_are_cut_otherwise() {
+        let mut sentences = Sentences::default();
+        let six: IpAddr = "2001:db8:0:100::".parse().unwrap();
+        for source in [six, source(1)] {
+            sentences.pass(source, Escalation::Drop, S);
+        }
+        assert_eq!(sentences.end_ipv6(), [six]);
+        assert_eq!(
+            (sentences.by_level(2 * S), sentences.kept().collect::<Vec<_>>()),
+            ([1, 0], vec![source(1)])
+        );
+        // What it had done before is nothing of the source that it is now.
+        assert_eq!(sentences.pass(six, Escalation::Drop, 3 * S).map(|one| one.level()), Some(SLOWED));
     }
 
     #[test]
