@@ -114,6 +114,28 @@ fn three_capabilities_are_enough_and_none_is_kept() {
     assert!(of_every_thread(gateway.id(), "NoNewPrivs").iter().all(|line| line == "1"));
 }
 
+/// Whose program is at TC, nobody tells it.
+#[test]
+fn with_three_capabilities_it_warns_of_what_may_be_another_gateway_at_tc() {
+    let network = Network::new();
+    let upstream = network.gateway.run(Upstream::ok);
+    let mut kernel = budget(1_000, 1_000);
+    kernel["mode"] = json!("tc");
+    let settings = config(&upstream, kernel);
+    let first = start(&network, settings.clone(), |_| {});
+    assert!(!first.log.so_far().iter().any(|line| line.contains("CAP_SYS_ADMIN")), "nobody was before it");
+    let exit = refused(&network, settings.clone(), &[], &[]);
+    assert_eq!(exit.code, Some(3), "{exit:?}");
+    assert!(exit.lines.last().unwrap().contains("another gateway holds its TC hook"), "{exit:?}");
+
+    let just_enough = |command: &mut Command| under(&["setpriv", JUST_ENOUGH, "--inh-caps=-all"], command);
+    let second = start(&network, settings, just_enough);
+    let said = second.log.so_far();
+    let warned =
+        said.iter().any(|line| line.contains("is at TC before this one") && line.contains("CAP_SYS_ADMIN"));
+    assert!(warned, "{said:#?}");
+}
+
 #[test]
 fn without_the_kernel_half_it_drops_them_too() {
     let upstream = Upstream::ok();

@@ -11,12 +11,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use aya::Ebpf;
-use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
-use super::interface::{self, Holder, Interface};
+use super::interface::{self, Interface};
 use super::pins::Pins;
 use super::program::{Entry, Program};
 use super::sys::{self, LinkType};
@@ -147,12 +146,20 @@ impl fmt::Display for Hook {
 /// Attaches to one interface of this thread's network namespace in the first mode it takes.
 pub fn attach(bpf: &mut Ebpf, interface: &str, mode: KernelMode) -> Result<Link, Error> {
     let (index, hooks) = (index(interface)?, hooks(mode));
-    if hooks.contains(&Hook::Tcx)
-        && let Some(holder) = interface::tcx(interface).into_iter().find(Holder::is_gateway)
-    {
+    if hooks.contains(&Hook::Tcx) {
+        let holders = interface::tcx(interface);
         // There is room behind it, and everything would be charged twice.
-        let hook = Hook::Tcx.name();
-        return Err(Error::Another { interface: interface.to_owned(), hook, holder });
+        if let Some(holder) = holders.iter().find(|holder| holder.is_gateway()).cloned() {
+            let hook = Hook::Tcx.name();
+            return Err(Error::Another { interface: interface.to_owned(), hook, holder });
+        }
+        if let Some(holder) = holders.iter().find(|holder| holder.name.is_none()) {
+            tracing::warn!(
+                interface,
+                "{holder} is at TC before this one, and only CAP_SYS_ADMIN may ask whose it is: should it be another gateway's, \
+                 both charge each connection, so stop one (`bpftool net list dev {interface}` names it)"
+            );
+        }
     }
     let mut reasons = Vec::new();
     for &hook in hooks {
@@ -263,7 +270,5 @@ fn advice(hook: Hook, error: &io::Error) -> &'static str {
 }
 
 fn index(interface: &str) -> Result<u32, Error> {
-    let absent = || Error::NoInterface(interface.to_owned());
-    let any = socket(AddressFamily::UNIX, SocketType::DGRAM, None).map_err(|_| absent())?;
-    netdevice::name_to_index(any, interface).map_err(|_| absent())
+    interface::index(interface).map_err(|_| Error::NoInterface(interface.to_owned()))
 }

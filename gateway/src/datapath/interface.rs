@@ -5,8 +5,7 @@
 
 use std::io;
 
-use aya::programs::tc::TcAttachType;
-use aya::programs::{SchedClassifier, loaded_programs};
+use aya::programs::loaded_programs;
 use gateway_common::maps::{PROGRAM_TC, PROGRAM_XDP, PROGRAM_XDP_FRAGS};
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -14,8 +13,11 @@ use netlink_packet_route::link::{
     LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
 };
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, sendto, socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netdevice, netlink, recv, sendto, socket,
+    socket_with,
 };
+
+use super::sys;
 
 /// An interface of this network namespace.
 #[derive(Clone, Debug)]
@@ -88,14 +90,14 @@ impl Holder {
 
 /// The programs at TCX ingress, in their order; none where the kernel has no TCX or this process may not ask.
 pub fn tcx(interface: &str) -> Vec<Holder> {
-    let programs = SchedClassifier::query_tcx(interface, TcAttachType::Ingress);
-    let programs = programs.map(|(_, programs)| programs).unwrap_or_default();
-    let holder = |program: &aya::programs::ProgramInfo| Holder {
-        id: program.id(),
-        name: program.name_as_str().map(str::to_owned),
-        is_generic: false,
-    };
-    programs.iter().map(holder).collect()
+    let programs = index(interface).and_then(sys::tcx_ingress).unwrap_or_default();
+    programs.into_iter().map(|id| Holder { id, name: program_name(id), is_generic: false }).collect()
+}
+
+/// The number of an interface.
+pub fn index(name: &str) -> io::Result<u32> {
+    let any = socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+    Ok(netdevice::name_to_index(any, name)?)
 }
 
 fn holder(attributes: &[LinkXdp]) -> Option<Holder> {

@@ -39,6 +39,7 @@ const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
@@ -91,6 +92,20 @@ struct LinkInfo {
     _padding: u32,
     interface: u32,
     attach_type: u32,
+}
+
+/// The part of `union bpf_attr` that BPF_PROG_QUERY uses, which writes the revision in any case.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    interface: u32,
+    attach_type: u32,
+    flags: [u32; 2],
+    programs: u64,
+    count: u32,
+    _padding: u32,
+    more: [u64; 3],
+    revision: u64,
 }
 
 /// The part of `union bpf_attr` that BPF_PROG_TEST_RUN needs.
@@ -158,6 +173,24 @@ pub fn link_interface(link: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: a `LinkInfo` is integers.
     unsafe { read_info(link, &mut info)? };
     Ok(info.interface)
+}
+
+/// The identifiers of the programs at TCX ingress, in their order. It takes `CAP_NET_ADMIN`.
+pub fn tcx_ingress(interface: u32) -> io::Result<Vec<u32>> {
+    // The kernel takes no more.
+    let mut programs = vec![0_u32; 64];
+    let mut query = Query {
+        interface,
+        attach_type: BPF_TCX_INGRESS,
+        programs: programs.as_mut_ptr() as u64,
+        count: programs.len() as u32,
+        ..Query::default()
+    };
+    // SAFETY: the attributes and the room they name live until the call returns, each of the size passed on.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
+    checked(result)?;
+    programs.truncate(query.count as usize);
+    Ok(programs)
 }
 
 /// How long a program has run in all, and how often: nothing unless the host counts it
