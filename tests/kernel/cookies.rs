@@ -5,7 +5,7 @@ use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
 use gateway::config::Kernel;
-use gateway::datapath::{Datapath, Entry, Program, Standings, sys};
+use gateway::datapath::{Account, Datapath, Entry, Program, Standings, sys};
 use gateway_common::Verdict;
 use gateway_common::standing::Class;
 use gateway_tests::kernel::packet::Packet;
@@ -56,6 +56,11 @@ impl Loud {
         met.unwrap()
     }
 
+    /// As `explain` has it.
+    fn told(&self) -> Account {
+        self.datapath.account(self.listener.ip()).unwrap()
+    }
+
     /// What comes back for a cookie.
     fn answer(&self, port: u16) -> Packet {
         let sent = self.program.run(&self.request(port).bytes(), 1).unwrap();
@@ -100,7 +105,10 @@ fn cookies_that_come_back_are_charged_after_the_last_was_sent() {
 
         // The rest of what came with one that was refused waits with it.
         let rest = Packet { sequence: 7, ..answers[0].clone() };
+        let refused_before = loud.told().refused;
         assert_eq!(loud.judge(&rest), Verdict::OverBudget, "{host}");
+        let refused = answers.iter().filter(|answer| loud.judge(answer) == Verdict::OverBudget).count();
+        assert_eq!(loud.told().refused, refused_before + refused as u64, "{host}");
 
         loud.standings.arm(None, u64::MAX / 2).unwrap();
         assert_eq!(loud.judge(&answers[BURST]), Verdict::NotOurs, "{host}, when none can be out any more");

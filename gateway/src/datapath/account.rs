@@ -35,7 +35,8 @@ pub struct Account {
     /// Whether the source ignored its refusals, and how that stands.
     pub penalty: Option<Penalty>,
     pub class: Class,
-    /// Packets that met the deny rule or the penalty, or were beyond the budget or the ceiling.
+    /// Packets that met the deny rule or the penalty, or were beyond the ceiling, or connection requests and answers to
+    /// cookies beyond the budget.
     pub refused: u64,
     /// When the budget or the ceiling last refused it; 0: lists and penalties do not know.
     pub refused_at_ns: u64,
@@ -76,6 +77,9 @@ pub fn read(
     let own: Option<Bucket> = bucket_of(Charged::Connections)?;
     let full = Bucket { full_at_ns: Budget::full(now), ..Bucket::default() };
     let bucket = bucket_of(Charged::Requests)?.unwrap_or(full);
+    // Of both, for whoever looks for what it lost.
+    let refused_at_ns = bucket.refused_at_ns.max(own.map_or(0, |own| own.refused_at_ns));
+    let refused = bucket.refused + own.map_or(0, |own| own.refused);
     let packets = bucket_of(Charged::Packets)?.unwrap_or(full);
     let budget = if penalty.is_some() { policy.budget.slowed(SLOWED_BY) } else { policy.budget };
     let left = budget.left(bucket.full_at_ns, now);
@@ -110,13 +114,13 @@ pub fn read(
     } else if let Some(penalty) = penalty.filter(|_| left == 0) {
         (Verdict::Penalised, None, penalty.hits)
     } else if left == 0 && !(could_answer && is_claim) {
-        (Verdict::OverBudget, None, bucket.refused)
+        (Verdict::OverBudget, None, refused)
     } else if is_shed {
-        (Verdict::Shed, None, bucket.refused)
+        (Verdict::Shed, None, refused)
     } else if left == 0 {
-        (if armed { Verdict::CookieSent } else { Verdict::Flooded }, None, bucket.refused)
+        (if armed { Verdict::CookieSent } else { Verdict::Flooded }, None, refused)
     } else {
-        (Verdict::Pass, None, bucket.refused)
+        (Verdict::Pass, None, refused)
     };
     Ok(Account {
         verdict,
@@ -128,7 +132,7 @@ pub fn read(
         refused_at_ns: match verdict {
             Verdict::Allowed | Verdict::Denied | Verdict::Penalised => 0,
             Verdict::OverCeiling => packets.refused_at_ns,
-            _ => bucket.refused_at_ns,
+            _ => refused_at_ns,
         },
         left,
         free_at_ns: now
