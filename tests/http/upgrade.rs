@@ -196,23 +196,7 @@ fn a_successor_that_is_too_late_leaves() {
     command.args(["run", "--upgrade", "--config"]).arg(&file);
     let exit = std::thread::scope(|scope| {
         let exit = scope.spawn(|| Gateway::exit_of(&mut command));
-        let (mut stream, _) = control.accept().unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut said = BufReader::new(stream.try_clone().unwrap());
-        let mut hear = || {
-            let mut line = String::new();
-            said.read_line(&mut line).unwrap();
-            line
-        };
-        assert_eq!(hear(), "\"hand_over\"\n");
-        let manifest = json!({ "handed_over": {
-            "listen": "127.0.0.1:0", "metrics": "", "contract": "", "pieces": ["listener", "control"]
-        } });
-        stream.write_all(format!("{manifest}\n").as_bytes()).unwrap();
-        control.set_nonblocking(true).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        send_with(&stream, &[listener.as_fd(), control.as_fd()]);
-        assert_eq!(hear(), "{\"ready\":1}\n");
+        let mut stream = hand_over(&control, &listener);
         let mut client = Client::connect(listener.local_addr().unwrap());
         client.send(get("/"));
         arrived.recv_timeout(PATIENCE).unwrap();
@@ -232,6 +216,49 @@ fn a_successor_that_is_too_late_leaves() {
     // Both are as they were.
     assert!(UnixStream::connect(directory.path().join("control.sock")).is_ok());
     assert!(TcpStream::connect(listener.local_addr().unwrap()).is_ok());
+}
+
+/// It stood still for longer than its successor waits for a word, as one does that is stopped: when it goes on it says
+/// the word, is heard, and leaves.
+#[test]
+fn a_gateway_that_wakes_when_it_has_been_followed_is_still_heard() {
+    let (upstream, directory) = (Upstream::answering(ok("served")), TempDir::new().unwrap());
+    let mut settings = config(&upstream, &directory);
+    settings["workers"] = json!(1);
+    let file = directory.path().join("gateway.json");
+    std::fs::write(&file, complete(settings)).unwrap();
+    let control = UnixListener::bind(directory.path().join("control.sock")).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    std::thread::scope(|scope| {
+        let before = scope.spawn(|| hand_over(&control, &listener));
+        let next = Gateway::run(directory, file, |command| {
+            command.args(["run", "--upgrade"]);
+        });
+        before.join().unwrap().write_all(b"\"followed\"\n").expect("somebody hears it");
+        assert_eq!(next.get("/").text(), "served");
+    });
+}
+
+/// What a running gateway does for one that is to follow it, up to its last word.
+fn hand_over(control: &UnixListener, listener: &TcpListener) -> UnixStream {
+    let (mut stream, _) = control.accept().expect("it asks");
+    stream.set_read_timeout(Some(PATIENCE)).expect("it is no zero");
+    let mut said = BufReader::new(stream.try_clone().expect("it is open"));
+    let mut hear = || {
+        let mut line = String::new();
+        said.read_line(&mut line).expect("it says something");
+        line
+    };
+    assert_eq!(hear(), "\"hand_over\"\n");
+    let manifest = json!({ "handed_over": {
+        "listen": "127.0.0.1:0", "metrics": "", "contract": "", "pieces": ["listener", "control"]
+    } });
+    stream.write_all(format!("{manifest}\n").as_bytes()).expect("it reads");
+    control.set_nonblocking(true).expect("it is a socket");
+    listener.set_nonblocking(true).expect("it is a socket");
+    send_with(&stream, &[listener.as_fd(), control.as_fd()]);
+    assert_eq!(hear(), "{\"ready\":1}\n");
+    stream
 }
 
 /// A byte, and descriptors with it.

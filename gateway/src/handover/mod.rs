@@ -9,7 +9,7 @@ mod wire;
 use std::fmt::Display;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpListener;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
@@ -188,6 +188,8 @@ impl Predecessor {
                     error,
                     "the gateway before this one has gone, or stands still, without a word"
                 );
+                // Should it go on one day, it has to find somebody to say it to: else it takes this one for dead.
+                let _ = self.0.into_raw_fd();
             }
         }
         Ok(())
