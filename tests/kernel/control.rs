@@ -9,6 +9,7 @@ use gateway_tests::{Api, Client, Gateway, PATIENCE, Upstream};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::flood::{Answering, Forger, kernel};
 use crate::process::{LOUD, QUIET, budget, config, reaches, start_controlled};
 use crate::traffic::connect;
 
@@ -154,6 +155,36 @@ fn who_is_over_budget_is_told_until_when() {
     assert!((now - 60..=now).contains(&last), "{last}, {now}");
     let stranger = explain(&gateway, "10.77.0.9");
     assert_eq!((&stranger["left"], &stranger["last_refused"]), (&json!(3), &json!(null)));
+}
+
+/// Somebody uses up a known client's budget in its name: that client gets a cookie, and nobody is told of a drop.
+#[test]
+fn a_client_that_is_forged_is_told_of_its_cookie() {
+    let answering = Answering::new();
+    let network = &answering.network;
+    let upstream = network.gateway.run(Upstream::ok);
+    let few = kernel(json!({ "connections_per_second": 1, "burst": 3 }));
+    let gateway = start_controlled(network, config(&upstream, few), |_| {});
+    assert!(answering.is_served(QUIET, gateway.address));
+    network.gateway.run(|| {
+        gateway.wait_for_metrics("it is known", |metrics| {
+            metrics.get("gateway_kernel_entries", &[("map", "gw_known")]) == Some(1.0)
+        });
+    });
+    let mut forger = Forger::new(network, gateway.address);
+    let started = std::time::Instant::now();
+    loop {
+        (0..5).for_each(|_| forger.send(QUIET.parse().unwrap()));
+        let told = explain(&gateway, QUIET);
+        assert_eq!(told["dropped"], json!(false), "{told}");
+        match told["verdict"].as_str().unwrap() {
+            "cookie_sent" if answering.counted(&gateway, "cookie_sent") > 0 => break,
+            // Until they are armed and the stack has its seed; and a second later it may open one.
+            "cookie_sent" | "flooded" | "pass" => {}
+            _ => panic!("{told}"),
+        }
+        assert!(started.elapsed() < PATIENCE, "no cookie: {told}");
+    }
 }
 
 /// A gateway that takes five requests a minute of each client, and slows those that ignore it.

@@ -21,7 +21,7 @@ use ipnet::IpNet;
 
 use super::error::Error;
 use super::policy::map;
-use super::{object, sys};
+use super::sys;
 use crate::config::{Kernel, KernelMode, Listed};
 
 /// One source before the policy in force. Times are monotonic nanoseconds, `now_ns` that of the reading.
@@ -53,6 +53,7 @@ pub fn read(
     config: &Kernel,
     slot: u32,
     policy: &Policy,
+    has_cookies: bool,
     source: IpAddr,
 ) -> Result<Account, Error> {
     let (source, now) = (source.to_canonical(), sys::monotonic_ns());
@@ -96,7 +97,7 @@ pub fn read(
         .is_some_and(|shedding| shedding.sheds(class, shedding.place(&policy.shed_key, &client)));
     // Only XDP sends packets back, and counts them against a ceiling.
     let answers = config.mode != KernelMode::Tc;
-    let could_answer = answers && object::has_cookies() && can_arm && policy.has(MAY_SEND_COOKIES);
+    let could_answer = answers && has_cookies && can_arm && policy.has(MAY_SEND_COOKIES);
     let is_over_ceiling =
         answers && policy.has(HAS_CEILING) && policy.ceiling.left(packets.full_at_ns, now) == 0;
     let is_claim = class != Class::Unknown && !own.is_some_and(|own| own.is_overdrawn(now));

@@ -76,6 +76,7 @@ pub struct Datapath {
     pins: Option<Pins>,
     /// For the heartbeat, which follows it.
     in_force: Arc<ArcSwap<InForce>>,
+    has_cookies: bool,
     /// Until it judges.
     succession: Option<Succession>,
 }
@@ -111,11 +112,13 @@ impl Datapath {
     ) -> Result<Self, Error> {
         let (held, follows) = (bequest.as_mut().and_then(Bequest::lock), bequest.is_some());
         let pins = config.persist.as_deref().map(|folder| object::pins(folder, held)).transpose()?;
-        let prepared = Self::prepare(config, listeners, pins.as_ref(), bequest);
+        let options = object::Options::new(false);
+        let prepared = Self::prepare(&options, config, listeners, pins.as_ref(), bequest);
         let (bpf, slots, links, succession) =
             prepared.inspect_err(|_| pins.iter().for_each(Pins::abandon))?;
         let in_force = Arc::new(ArcSwap::from_pointee(InForce::of(config.clone())));
-        let mut this = Self { bpf, slots, links, pins, in_force, succession: Some(succession) };
+        let (has_cookies, succession) = (options.with_cookies, Some(succession));
+        let mut this = Self { bpf, slots, links, pins, in_force, has_cookies, succession };
         if !follows {
             this.take_over().inspect_err(|_| this.pins.iter().for_each(Pins::abandon))?;
         }
@@ -124,12 +127,13 @@ impl Datapath {
 
     /// Everything that may fail, while links and maps of an earlier gateway are as it left them.
     fn prepare(
+        options: &object::Options,
         config: &Kernel,
         listeners: &[SocketAddr],
         pins: Option<&Pins>,
         mut bequest: Option<Bequest>,
     ) -> Result<(Ebpf, Slots, Vec<attach::Link>, Succession), Error> {
-        let mut bpf = object::load(&object::Options { with_clock: false }, pins)?;
+        let mut bpf = object::load(options, pins)?;
         let (mut links, mut left) = (Vec::new(), Vec::new());
         let follows = bequest.is_some();
         for interface in &config.interfaces {
@@ -190,13 +194,13 @@ impl Datapath {
 
     /// Loads the kernel half and puts its first policy in force, attached to nothing.
     pub fn load(config: &Kernel, listeners: &[SocketAddr]) -> Result<Self, Error> {
-        Self::load_with(&object::Options { with_clock: false }, config, listeners)
+        Self::load_with(&object::Options::new(false), config, listeners)
     }
 
     /// The same with a clock that stands at 0 until [`Self::set_clock`] moves it: for tests, which have times as
     /// well as packets to hold against a model.
     pub fn load_with_clock(config: &Kernel, listeners: &[SocketAddr]) -> Result<Self, Error> {
-        Self::load_with(&object::Options { with_clock: true }, config, listeners)
+        Self::load_with(&object::Options::new(true), config, listeners)
     }
 
     fn load_with(
@@ -207,7 +211,8 @@ impl Datapath {
         let mut bpf = object::load(options, None)?;
         let slots = Slots::start(&mut bpf, config, listeners)?;
         let in_force = Arc::new(ArcSwap::from_pointee(InForce::of(config.clone())));
-        Ok(Self { bpf, slots, links: Vec::new(), pins: None, in_force, succession: None })
+        let has_cookies = options.with_cookies;
+        Ok(Self { bpf, slots, links: Vec::new(), pins: None, in_force, has_cookies, succession: None })
     }
 
     /// Lets the user that the gateway becomes pin and unpin.
@@ -298,8 +303,8 @@ impl Datapath {
     }
 
     /// Whether this kernel has what SYN cookies take.
-    pub fn has_cookies() -> bool {
-        object::has_cookies()
+    pub fn has_cookies(&self) -> bool {
+        self.has_cookies
     }
 
     /// Reads the host's addresses again, for listeners on "any" address, and the interfaces' MTU; says whether they had
@@ -339,7 +344,8 @@ impl Datapath {
 
     /// What a connection request of `source` would meet now.
     pub fn account(&self, source: IpAddr) -> Result<Account, Error> {
-        account::read(&self.bpf, self.slots.config(), self.slots.slot(), &self.policy()?, source)
+        let Self { bpf, slots, has_cookies, .. } = self;
+        account::read(bpf, slots.config(), slots.slot(), &self.policy()?, *has_cookies, source)
     }
 
     /// The packets that each network of the allow list in force has met.

@@ -27,6 +27,15 @@ const CAP_SYS_ADMIN: u32 = 21;
 pub struct Options {
     /// Time is what `gw_clock` says.
     pub with_clock: bool,
+    /// As [`has_cookies`] says.
+    pub with_cookies: bool,
+}
+
+impl Options {
+    /// Of this host. To be made while there are privileges: without them it would seem to have no cookies.
+    pub fn new(with_clock: bool) -> Self {
+        Self { with_clock, with_cookies: has_cookies() }
+    }
 }
 
 /// Whether the kernel can make and check SYN cookies for XDP: from 6.0 on, where it is built to.
@@ -54,7 +63,7 @@ pub fn load(options: &Options, pins: Option<&Pins>) -> Result<Ebpf, Error> {
 }
 
 fn load_this(object: &[u8], options: &Options, pins: Option<&Pins>) -> Result<Ebpf, Error> {
-    let (cookies, clock) = (u8::from(has_cookies()), u8::from(options.with_clock));
+    let (cookies, clock) = (u8::from(options.with_cookies), u8::from(options.with_clock));
     let mut loader = EbpfLoader::new();
     loader.override_global(WITH_COOKIES, &cookies, true).override_global(WITH_CLOCK, &clock, true);
     for (name, path) in pins.iter().flat_map(|pins| pins.maps()) {
@@ -130,7 +139,7 @@ mod tests {
 
     #[test]
     fn the_object_of_another_build_is_named_as_that() {
-        let options = Options { with_clock: false };
+        let options = Options::new(false);
         let config =
             config::parse(r#"{ "routes": [{ "path": "/", "backend": "http://a" }] }"#, "test").unwrap();
         for (first, second, map) in [

@@ -107,7 +107,7 @@ impl Kernel {
         if attached.all(|(attachment, _)| attachment.hook == Hook::Tcx) {
             return None;
         }
-        if !Datapath::has_cookies() {
+        if !state.datapath.as_ref().is_some_and(Datapath::has_cookies) {
             tracing::warn!(
                 "no SYN cookies for XDP, which came with Linux 6.0: spoofed floods reach the stack"
             );
