@@ -231,7 +231,14 @@ fn the_kernel_half_is_shown_with_whom_it_penalised() {
     assert_eq!(figures["shed"][0], json!({ "class": "unknown", "ratio": 0.0 }));
     assert_eq!(figures["cookies"], json!({ "armed": false, "sent": 0, "accepted": 0 }));
 
-    let is_penalised = |told: &Value| told["figures"]["penalties"] != json!([]);
+    let of = |told: &Value, rows: &str, key: &str, name: &str, value: &str| {
+        let rows = told["figures"][rows].as_array().unwrap().iter().filter(|row| row[key] == json!(name));
+        rows.map(|row| row[value].as_u64().unwrap()).sum::<u64>()
+    };
+    // What is in the maps is counted once in a while.
+    let is_penalised = |told: &Value| {
+        told["figures"]["penalties"] != json!([]) && of(told, "maps", "map", "gw_penalty", "entries") == 1
+    };
     let told = ignore_refusals(&network, &gateway, "/v1/kernel", is_penalised);
     let figures = &told["figures"];
     let penalty = &figures["penalties"][0];
@@ -244,12 +251,7 @@ fn the_kernel_half_is_shown_with_whom_it_penalised() {
         number("since") <= now && now - number("since") < 60 && number("until") > number("since"),
         "{penalty}"
     );
-    let of = |rows: &str, key: &str, name: &str, value: &str| {
-        let rows = figures[rows].as_array().unwrap().iter().filter(|row| row[key] == json!(name));
-        rows.map(|row| row[value].as_u64().unwrap()).sum::<u64>()
-    };
-    assert!(of("packets", "verdict", "pass", "packets") >= 1);
-    assert_eq!(of("maps", "map", "gw_penalty", "entries"), 1);
+    assert!(of(&told, "packets", "verdict", "pass", "packets") >= 1);
 }
 
 #[test]

@@ -2,16 +2,21 @@
 
 use prometheus::proto::{MetricFamily, MetricType};
 
+use super::fill::Counted;
 use crate::admin::metrics::{counter, family, number};
-use crate::datapath::{Datapath, Error, Figures};
+use crate::datapath::{Datapath, Error, Figures, Fill, MAPS};
 use gateway_common::standing::Class;
 
 const LEVELS: [&str; 2] = ["1", "2"];
 
 /// `figures`: how the heartbeat stands, if there is one.
-pub fn families(datapath: &Datapath, figures: Option<Figures>) -> Result<Vec<MetricFamily>, Error> {
+pub fn families(
+    datapath: &Datapath,
+    counted: &mut Counted,
+    figures: Option<Figures>,
+) -> Result<Vec<MetricFamily>, Error> {
     let mut families = packets(datapath)?;
-    families.extend(maps(datapath)?);
+    families.extend(maps(counted.read(datapath)?));
     families.extend(runs(datapath)?);
     families.extend(figures.into_iter().flat_map(heartbeat));
     Ok(families)
@@ -40,14 +45,14 @@ fn packets(datapath: &Datapath) -> Result<Vec<MetricFamily>, Error> {
     ])
 }
 
-fn maps(datapath: &Datapath) -> Result<Vec<MetricFamily>, Error> {
+fn maps(fill: [Fill; MAPS]) -> Vec<MetricFamily> {
     let (mut entries, mut most) = (Vec::new(), Vec::new());
-    for fill in datapath.fill()? {
+    for fill in fill {
         let gauge = |value: u64| number(MetricType::GAUGE, &[("map", fill.map)], value as f64);
         entries.push(gauge(fill.entries));
         most.push(gauge(fill.most));
     }
-    Ok(vec![
+    vec![
         family("gateway_kernel_entries", "Entries of the kernel half's maps.", MetricType::GAUGE, entries),
         family(
             "gateway_kernel_entries_most",
@@ -55,7 +60,7 @@ fn maps(datapath: &Datapath) -> Result<Vec<MetricFamily>, Error> {
             MetricType::GAUGE,
             most,
         ),
-    ])
+    ]
 }
 
 fn runs(datapath: &Datapath) -> Result<Vec<MetricFamily>, Error> {

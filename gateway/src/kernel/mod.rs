@@ -5,6 +5,7 @@
 //! interface, a taken hook) is an error.
 
 mod figures;
+mod fill;
 mod reading;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use ipnet::IpNet;
 use prometheus::proto::{MetricFamily, MetricType};
 
+use fill::Counted;
 pub use reading::Reading;
 
 use crate::admin::metrics::{family, number};
@@ -40,6 +42,7 @@ pub struct Kernel {
 
 struct State {
     datapath: Option<Datapath>,
+    counted: Counted,
     /// What the host or the build lacks for it.
     lacking: Option<String>,
     config: config::Kernel,
@@ -75,7 +78,14 @@ impl Kernel {
         state_file: Option<PathBuf>,
         bequest: Option<Bequest>,
     ) -> Result<Self, Error> {
-        let mut state = State { datapath: None, lacking: None, config: config.clone(), lists, state_file };
+        let mut state = State {
+            datapath: None,
+            counted: Counted::default(),
+            lacking: None,
+            config: config.clone(),
+            lists,
+            state_file,
+        };
         if config.interfaces.is_empty() {
             // Whoever turns it off does not mean what an earlier gateway has left to go on.
             config.persist.as_deref().map_or(Ok(()), Datapath::release)?;
@@ -279,11 +289,12 @@ impl Kernel {
 
     /// Packets and bytes by verdict, for the metrics port.
     pub fn metrics(&self) -> Vec<MetricFamily> {
-        let state = self.lock();
+        let mut state = self.lock();
+        let State { datapath, counted, lists, .. } = &mut *state;
         let gauge = |labels: &[(&str, &str)], value: usize| number(MetricType::GAUGE, labels, value as f64);
-        let attached = gauge(&[], state.datapath.is_some().into());
-        let listed = [List::Allow, List::Deny]
-            .map(|list| gauge(&[("list", list.name())], state.lists.get(list).len()));
+        let attached = gauge(&[], datapath.is_some().into());
+        let listed =
+            [List::Allow, List::Deny].map(|list| gauge(&[("list", list.name())], lists.get(list).len()));
         let mut families = vec![
             family(
                 "gateway_kernel_attached",
@@ -298,7 +309,7 @@ impl Kernel {
                 listed.into(),
             ),
         ];
-        let interfaces = state.datapath.iter().flat_map(Datapath::interfaces);
+        let interfaces = datapath.iter().flat_map(Datapath::interfaces);
         families.push(family(
             "gateway_kernel_interface_attached",
             "Whether packets of this interface are judged: not while it is away, or somebody else holds its hook.",
@@ -306,7 +317,7 @@ impl Kernel {
             interfaces.map(|(name, attached)| gauge(&[("interface", name)], attached.into())).collect(),
         ));
         let figures = self.sources.get().map(|sources| sources.figures());
-        match state.datapath.as_ref().map(|datapath| figures::families(datapath, figures)) {
+        match datapath.as_ref().map(|datapath| figures::families(datapath, counted, figures)) {
             Some(Ok(more)) => families.extend(more),
             Some(Err(error)) => tracing::warn!(%error, "the kernel half's figures cannot be read"),
             None => {}

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use gateway_common::standing::Penalty;
 
-use super::Kernel;
+use super::fill::Counted;
+use super::{Kernel, State};
 use crate::datapath::{Counters, Datapath, Error, Figures, Fill, Hook, Loud, MAPS, sys};
 
 pub struct Reading {
@@ -22,7 +23,9 @@ impl Kernel {
     /// `None`: the kernel half does not run.
     pub fn read(&self) -> Result<Option<Reading>, Error> {
         let heartbeat = self.sources.get().map(|sources| sources.figures()).unwrap_or_default();
-        self.lock().datapath.as_ref().map(|datapath| read(datapath, heartbeat)).transpose()
+        let mut state = self.lock();
+        let State { datapath, counted, .. } = &mut *state;
+        datapath.as_ref().map(|datapath| read(datapath, counted, heartbeat)).transpose()
     }
 
     /// The sources whose connection requests were refused most often, the loudest first; `None`: the kernel half does
@@ -38,7 +41,7 @@ impl Kernel {
     }
 }
 
-fn read(datapath: &Datapath, heartbeat: Figures) -> Result<Reading, Error> {
+fn read(datapath: &Datapath, counted: &mut Counted, heartbeat: Figures) -> Result<Reading, Error> {
     let hook_on = |name: &str| {
         let attachment = datapath.attachments().find(|(attachment, _)| attachment.interface == name);
         attachment.map(|(attachment, _)| attachment.hook)
@@ -49,7 +52,7 @@ fn read(datapath: &Datapath, heartbeat: Figures) -> Result<Reading, Error> {
     Ok(Reading {
         interfaces: datapath.interfaces().map(|(name, _)| (name.to_owned(), hook_on(name))).collect(),
         counters: datapath.counters()?,
-        fill: datapath.fill()?,
+        fill: counted.read(datapath)?,
         penalties: in_force.map(|(source, penalty)| (source.into(), penalty)).collect(),
         heartbeat,
         now_ns,
