@@ -90,3 +90,32 @@ fn the_exposition_is_well_formed() {
         assert!(sample.starts_with("gateway_") && value.parse::<f64>().is_ok(), "{line}");
     }
 }
+
+/// Whoever stays keeps nobody out, and takes no more of the process than so many.
+#[test]
+fn connections_are_bounded_and_the_oldest_makes_room() {
+    const MOST: usize = 64;
+    let upstream = Upstream::ok();
+    let gateway = Gateway::to(&upstream);
+    let before = gateway.descriptors();
+    let come = |_| {
+        let mut client = Client::connect(gateway.metrics);
+        assert_eq!(client.get("/healthz").status(), 200);
+        client
+    };
+    let mut clients: Vec<Client> = (0..4 * MOST).map(come).collect();
+    assert!(gateway.descriptors() <= before + MOST, "{} before, now {}", before, gateway.descriptors());
+    let kept = clients.split_off(3 * MOST);
+    clients.iter_mut().for_each(Client::expect_closed);
+    kept.into_iter().for_each(|mut client| assert_eq!(client.get("/healthz").status(), 200));
+}
+
+#[test]
+fn a_connection_that_asks_for_nothing_is_closed() {
+    let upstream = Upstream::ok();
+    let gateway = Gateway::to(&upstream);
+    let [mut silent, mut idle] = [(); 2].map(|()| Client::connect(gateway.metrics));
+    assert_eq!(idle.get("/readyz").status(), 200);
+    silent.expect_closed();
+    idle.expect_closed();
+}

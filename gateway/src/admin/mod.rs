@@ -4,10 +4,12 @@ mod cache;
 pub mod limits;
 pub mod metrics;
 mod overload;
+pub mod patient;
 pub mod stats;
 mod store;
 mod upstreams;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,6 +26,9 @@ use prometheus::proto::MetricFamily;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
+
+use patient::Patient;
 
 use crate::metrics::Registry;
 use crate::snapshot::Current;
@@ -62,7 +67,11 @@ pub enum Health {
     Draining,
 }
 
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at once. None has anything under way but a peer that is slow to ask, or to take its answer: the oldest
+/// makes room for one more, so nobody can keep others out by staying.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a peer is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 const BACK_OFF: Duration = Duration::from_millis(100);
 
 impl State {
@@ -125,22 +134,29 @@ impl State {
 
 /// Serves the port until the process ends.
 pub async fn serve(state: Arc<State>, listener: TcpListener) {
+    let mut open = VecDeque::<AbortHandle>::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(BACK_OFF).await;
             continue;
         };
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= MAX_CONNECTIONS {
+            open.pop_front().inspect(AbortHandle::abort);
+        }
         let state = state.clone();
-        tokio::spawn(async move {
+        let connection = tokio::spawn(async move {
             let service = service_fn(|request: Request<Incoming>| {
                 std::future::ready(Ok::<_, Infallible>(respond(&state, &request)))
             });
             let mut builder = http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-            if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+            builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+            let stream = TokioIo::new(Patient::new(stream, PATIENCE));
+            if let Err(error) = builder.serve_connection(stream, service).await {
                 tracing::debug!(%error, "metrics connection");
             }
         });
+        open.push_back(connection.abort_handle());
     }
 }
 

@@ -14,7 +14,6 @@ pub mod figures;
 mod kernel;
 mod lists;
 mod openapi;
-mod patient;
 mod problem;
 mod process;
 mod profile;

@@ -29,11 +29,11 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 
 use super::access::{self, Caller, TokenError};
-use super::patient::Patient;
 use super::problem::Problem;
 use super::profile::profile;
 use super::router::{self, Call, Operation, Route};
 use super::{HAND_OVER, PATIENCE, Seconds, explain, now, openapi, process, status};
+use crate::admin::patient::Patient;
 use crate::admin::{self, State, reply};
 use crate::kernel::Kernel;
 use crate::reload::Asks;
