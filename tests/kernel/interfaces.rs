@@ -35,11 +35,14 @@ fn lay_cable(network: &Network, name: &str) {
     network.gateway.ip(&["link", "set", name, "up"]);
 }
 
-/// Waits until `wanted` holds of the gauge of one interface.
+/// Waits until `wanted` holds of the gauge of one interface; that of all is 1 while one of them is attached.
 fn wait_until_attached(network: &Network, gateway: &Gateway, interface: &str, wanted: bool) {
     network.gateway.run(|| {
         gateway.wait_for_metrics("attached or not", |metrics| {
             let labels = [("interface", interface)];
+            let of_all = metrics.get("gateway_kernel_attached", &[]);
+            let of_each = metrics.get("gateway_kernel_interface_attached", &[]);
+            assert_eq!(of_all > Some(0.0), of_each > Some(0.0), "{metrics}");
             metrics.get("gateway_kernel_interface_attached", &labels) == Some(f64::from(u8::from(wanted)))
         });
     });

@@ -292,13 +292,14 @@ impl Kernel {
         let mut state = self.lock();
         let State { datapath, counted, lists, .. } = &mut *state;
         let gauge = |labels: &[(&str, &str)], value: usize| number(MetricType::GAUGE, labels, value as f64);
-        let attached = gauge(&[], datapath.is_some().into());
+        let judges = datapath.iter().flat_map(Datapath::attachments).next().is_some();
+        let attached = gauge(&[], judges.into());
         let listed =
             [List::Allow, List::Deny].map(|list| gauge(&[("list", list.name())], lists.get(list).len()));
         let mut families = vec![
             family(
                 "gateway_kernel_attached",
-                "Whether the kernel half judges packets.",
+                "Whether the kernel half judges packets of any interface.",
                 MetricType::GAUGE,
                 vec![attached],
             ),
