@@ -1,7 +1,7 @@
 //! The form of what `/metrics` says without the kernel half, and that the lint itself finds faults.
 
 use gateway_tests::client::get;
-use gateway_tests::lint::lint;
+use gateway_tests::lint::{lint, undocumented};
 use gateway_tests::{Gateway, Upstream};
 use serde_json::json;
 
@@ -21,9 +21,12 @@ fn every_family_is_well_made() {
         gateway.get(target);
     }
     gateway.connect().send(get("/e").replace("Host: a\r\n", "")).response();
-    let (families, faults) = lint(&gateway.scrape().to_string());
+    let text = gateway.scrape().to_string();
+    let (families, faults) = lint(&text);
     assert!(families > 40, "only {families} families");
     assert!(faults.is_empty(), "{faults:#?}");
+    assert_eq!(undocumented(&text), [""; 0]);
+    assert_eq!(undocumented("# TYPE gateway_unheard_of gauge\n"), ["gateway_unheard_of"]);
 }
 
 #[test]

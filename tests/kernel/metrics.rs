@@ -2,7 +2,7 @@
 
 use gateway_tests::Upstream;
 use gateway_tests::kernel::netns::{EDGE, Network};
-use gateway_tests::lint::lint;
+use gateway_tests::lint::{lint, undocumented};
 use serde_json::json;
 
 use crate::process::{config, is_served, start};
@@ -26,4 +26,5 @@ fn every_family_is_well_made() {
     assert!(of_kernel >= 10, "only {of_kernel} families of the kernel half");
     let (_, faults) = lint(&text);
     assert!(faults.is_empty(), "{faults:#?}");
+    assert_eq!(undocumented(&text), [""; 0]);
 }

@@ -1,6 +1,8 @@
 //! The form of what `/metrics` says: help, names, units, labels, buckets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
 
 /// What is wrong with a scrape's families, and how many there are.
 pub fn lint(text: &str) -> (usize, Vec<String>) {
@@ -36,6 +38,22 @@ const LABELS: [&str; 21] = [
 /// Parts of a name that are no base unit.
 const UNITS: [&str; 10] =
     ["ms", "us", "ns", "milliseconds", "microseconds", "minutes", "hours", "kib", "mib", "percent"];
+
+/// The families of a scrape that no document names.
+pub fn undocumented(text: &str) -> Vec<String> {
+    let folder =
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is around it").join("docs");
+    let documents =
+        fs::read_dir(folder).expect("it is there").map(|entry| entry.expect("it can be read").path());
+    let words: BTreeSet<String> = documents
+        .flat_map(|path| {
+            let text = fs::read_to_string(path).expect("documents are text");
+            let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').map(str::to_owned);
+            words.collect::<Vec<_>>()
+        })
+        .collect();
+    families(text).into_keys().filter(|name| !words.contains(name)).collect()
+}
 
 struct Sample {
     labels: Vec<(String, String)>,
