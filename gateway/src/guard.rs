@@ -47,8 +47,7 @@ pub async fn watch(meter: Meter, current: Arc<Current>, registry: Arc<Registry>)
         };
         let verdict = pressure.round(&readings, all, overload, now);
         snapshot.distress.write(verdict.state, &readings);
-        let bounds = overload.enabled && verdict.total != UNLIMITED;
-        let total = if bounds { verdict.total } else { UNLIMITED };
+        let (total, bounds) = (verdict.total, verdict.total != UNLIMITED);
         let bound = |of: u64| of_one_route(&snapshot, of);
         let (most, upstream) = (bound(most), bound(affordable.upstream));
         let settled = Settled { of: Arc::downgrade(&snapshot), most, upstream };

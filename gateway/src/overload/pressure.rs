@@ -51,7 +51,7 @@ pub struct Verdict {
 
 impl Pressure {
     /// `active` requests are under way; the rules are the configuration's: a delay that ends below half of
-    /// `max_delay`, a total that never falls below `min_concurrency`.
+    /// `max_delay`, a total that never falls below `min_concurrency`, no refusal unless `enabled`.
     pub fn round(&mut self, readings: &Readings, active: u32, rules: &Overload, now: Instant) -> Verdict {
         let max_delay = rules.max_delay.as_secs_f64();
         // Each as a share of its bound, and of its lower one.
@@ -68,7 +68,9 @@ impl Pressure {
             eased &= reading < lower;
         }
         let (floor, needed) = (f64::from(rules.min_concurrency), f64::from(active));
-        if distress >= 1.0 {
+        if !rules.enabled {
+            self.shedding = None;
+        } else if distress >= 1.0 {
             let shedding =
                 self.shedding.get_or_insert(Shedding { total: needed, cause: worst, since: now, short: now });
             shedding.cause = worst;

@@ -38,6 +38,26 @@ fn each_reading_has_a_bound_of_its_own() {
     }
 }
 
+/// Nor does the kernel half shed for it, which goes by `lasting`; and when it is enabled, refusals have their time.
+#[test]
+fn disabled_it_refuses_nothing() {
+    let (mut pressure, start) = (Pressure::default(), Instant::now());
+    let short = short_of(Cause::Memory, 2.0);
+    let [off, on] = [false, true].map(|enabled| Overload { enabled, ..rules() });
+    for (round, rules, want) in [
+        (0, &off, (UNLIMITED, false, false)),
+        (20, &off, (UNLIMITED, false, false)),
+        (21, &on, (800, true, false)),
+        (30, &on, (640, true, false)),
+        (31, &on, (512, true, true)),
+        (32, &off, (UNLIMITED, false, false)),
+    ] {
+        let Verdict { total, state } = pressure.round(&short, 1_000, rules, start + ROUND * round);
+        assert_eq!((total, state.shedding, state.lasting), want, "{round}");
+        assert_eq!((state.permille, state.cause), (2_000, Cause::Memory), "it is shown");
+    }
+}
+
 #[test]
 fn at_ease_there_is_no_distress() {
     let verdict = Pressure::default().round(&EASE, 1_000, &rules(), Instant::now());
