@@ -46,7 +46,7 @@ pub async fn watch(meter: Meter, current: Arc<Current>, registry: Arc<Registry>)
             descriptors: meter.descriptors().max(f64::from(all) / most as f64),
         };
         let verdict = pressure.round(&readings, all, overload, now);
-        snapshot.distress.write(verdict.state, &readings);
+        snapshot.distress.write(verdict.state, &readings, now);
         let (total, bounds) = (verdict.total, verdict.total != UNLIMITED);
         let bound = |of: u64| of_one_route(&snapshot, of);
         let (most, upstream) = (bound(most), bound(affordable.upstream));

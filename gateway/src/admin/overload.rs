@@ -1,5 +1,7 @@
 //! Overload's part of `/metrics`: the limits in force by route, who waits, and the gateway's own distress.
 
+use std::time::Instant;
+
 use prometheus::proto::{MetricFamily, MetricType};
 
 use super::State;
@@ -35,7 +37,7 @@ pub fn render(state: &State, families: &mut Vec<MetricFamily>) {
     }
     let affordable = Affordable::with(state.registry.workers.len()).clients;
     let most = snapshot.config.connections.max.map_or(affordable, u64::from);
-    let (distress, readings) = (snapshot.distress.read(), snapshot.distress.readings());
+    let (distress, readings) = (snapshot.distress.read(Instant::now()), snapshot.distress.readings());
     for (name, help, value) in [
         (
             "distress",

@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use gateway_common::standing::Class;
 use rustix::process::{Resource, getrlimit};
@@ -208,7 +209,7 @@ impl Affordable {
 
 /// Whether a connection more would be one too many, however many there are.
 fn is_short(distress: &Distress, config: &Config) -> bool {
-    let state = distress.read();
+    let state = distress.read(Instant::now());
     let by_connections = matches!(state.cause, Cause::Memory | Cause::Descriptors);
     config.overload.enabled && state.permille >= 1000 && by_connections
 }

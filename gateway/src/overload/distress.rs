@@ -4,7 +4,7 @@
 //! may go by [`Distress::read`] when it decides on new connections.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Cause;
 
@@ -34,21 +34,33 @@ pub struct State {
     pub lasting: bool,
 }
 
-#[derive(Default)]
 pub struct Distress {
     /// permille << 32 | lasting << 9 | shedding << 8 | cause.
     state: AtomicU64,
+    /// Since `epoch`, in milliseconds: when that was so.
+    written_ms: AtomicU64,
+    epoch: Instant,
     delay_us: AtomicU64,
     memory_ppm: AtomicU64,
     descriptors_ppm: AtomicU64,
 }
 
 const CAUSES: [Cause; 3] = [Cause::Delay, Cause::Memory, Cause::Descriptors];
+/// Ten rounds of the guard: one that has written nothing for longer stands still, and nobody knows how it is.
+const HOLDS_MS: u64 = 1_000;
+
+impl Default for Distress {
+    fn default() -> Self {
+        let [state, written_ms, delay_us, memory_ppm, descriptors_ppm] = Default::default();
+        Self { state, written_ms, epoch: Instant::now(), delay_us, memory_ppm, descriptors_ppm }
+    }
+}
 
 impl Distress {
-    /// As the guard has left it, at most a tenth of a second ago. One load.
-    pub fn read(&self) -> State {
-        let word = self.state.load(Relaxed);
+    /// As the guard has left it, commonly a tenth of a second ago; at ease where that is long past.
+    pub fn read(&self, now: Instant) -> State {
+        let age_ms = self.ms(now).saturating_sub(self.written_ms.load(Relaxed));
+        let word = if age_ms <= HOLDS_MS { self.state.load(Relaxed) } else { 0 };
         State {
             permille: (word >> 32) as u32,
             cause: CAUSES[(word & 0xff) as usize % CAUSES.len()],
@@ -66,11 +78,16 @@ impl Distress {
         }
     }
 
-    pub fn write(&self, state: State, readings: &Readings) {
+    fn ms(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.epoch).as_millis() as u64
+    }
+
+    pub fn write(&self, state: State, readings: &Readings, now: Instant) {
         let cause = CAUSES.iter().position(|&cause| cause == state.cause).unwrap_or_default() as u64;
         let flags = u64::from(state.lasting) << 9 | u64::from(state.shedding) << 8;
         let word = u64::from(state.permille) << 32 | flags | cause;
         self.state.store(word, Relaxed);
+        self.written_ms.store(self.ms(now), Relaxed);
         let ppm = |fraction: f64| (fraction.max(0.0) * 1e6) as u64;
         self.delay_us.store(readings.delay.as_micros() as u64, Relaxed);
         self.memory_ppm.store(ppm(readings.memory), Relaxed);
@@ -83,15 +100,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
-        let distress = Distress::default();
-        assert_eq!(distress.read().permille, 0);
-        for cause in CAUSES {
+    fn what_is_written_is_read_for_a_second() {
+        let (distress, now) = (Distress::default(), Instant::now());
+        let at_ease = State { permille: 0, cause: Cause::Delay, shedding: false, lasting: false };
+        assert_eq!(distress.read(now), at_ease);
+        for (round, cause) in CAUSES.into_iter().enumerate() {
             for (shedding, lasting) in [(false, false), (true, false), (true, true)] {
+                let now = now + Duration::from_secs(60 * round as u64);
                 let state = State { permille: 123_456, cause, shedding, lasting };
                 let readings = Readings { delay: Duration::from_micros(7), memory: 0.25, descriptors: 0.5 };
-                distress.write(state, &readings);
-                assert_eq!((distress.read(), distress.readings()), (state, readings));
+                distress.write(state, &readings, now);
+                assert_eq!(distress.readings(), readings);
+                for (age_ms, want) in [(0, state), (1_000, state), (1_001, at_ease), (3_600_000, at_ease)] {
+                    assert_eq!(distress.read(now + Duration::from_millis(age_ms)), want, "{age_ms} ms old");
+                }
             }
         }
     }

@@ -176,7 +176,7 @@ impl Proxy {
     pub fn tick(&self, now: Instant) {
         let local = self.local();
         let sources = &local.snapshot.sources;
-        sources.press(pressure(local.snapshot.distress.read()));
+        sources.press(pressure(local.snapshot.distress.read(now)));
         if sources.changes() != self.blocked.borrow().0 {
             let blocked = sources.blocked();
             self.has_blocked.set(!blocked.1.is_empty());

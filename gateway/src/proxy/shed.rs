@@ -27,7 +27,7 @@ pub fn begin(exchange: &mut Exchange, snapshot: &Snapshot, route: usize, path: &
         return Ok(());
     }
     // At ease, the route has met the share of connections that one may have.
-    let distress = snapshot.distress.read();
+    let distress = snapshot.distress.read(Instant::now());
     Err(Failure::Shed(if distress.shedding { distress.cause } else { Cause::Descriptors }))
 }
 
