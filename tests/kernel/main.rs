@@ -24,6 +24,7 @@ mod marks;
 mod memory;
 mod metrics;
 mod model;
+mod monitor;
 mod persist;
 mod pressure;
 mod privileges;

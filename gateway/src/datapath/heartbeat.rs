@@ -213,7 +213,9 @@ impl Heartbeat {
         let levels = if config.shedding { pressure::levels(sources.pressure()) } else { [0; 3] };
         self.standings.shed(levels, pressure::epoch(now_ns), until_ns)?;
         let wanted = self.wanted()?;
-        let arm = self.arming.judge(wanted, now_ns) && config.cookies;
+        // Where they are only counted, nothing of the host is changed for them.
+        let sends = config.cookies && config.monitored & Verdict::CookieSent.bit() == 0;
+        let arm = self.arming.judge(wanted, now_ns) && sends;
         let can = self.switch(arm);
         self.standings.can_arm(can.then_some(until_ns))?;
         // One that is about to be armed leaves what a gateway before this one has armed.
