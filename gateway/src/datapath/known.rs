@@ -19,7 +19,9 @@ const KNOWN_FOR_NS: u64 = HOUR_NS;
 const PROVEN_FOR_NS: u64 = 24 * HOUR_NS;
 /// Written in one go: a batch of some milliseconds.
 const BATCH: usize = 8_192;
-/// A full table is searched for sources that are forgotten no more often than this: it takes a worker's time.
+/// A search of a full table makes room for so many. It takes a worker some milliseconds, so one that does not is followed
+/// by none for a while.
+const ROOM: usize = MAX_KNOWN / 8;
 const SEARCHED_EVERY_NS: u64 = 10 * SECOND_NS;
 
 /// Requests of a source that were completed, and that were refused.
@@ -34,6 +36,7 @@ pub struct Acquaintances {
     by_source: FxHashMap<IpAddr, Account>,
     /// Since somebody who follows last asked; `None`: nobody does.
     changed: Option<FxHashSet<IpAddr>>,
+    /// When a search found too little.
     searched_ns: Option<u64>,
 }
 
@@ -78,10 +81,10 @@ impl Account {
 }
 
 impl Acquaintances {
-    /// Enters what became of requests of `source`. Where there is no room left, strangers stay strangers.
+    /// Enters what became of requests of `source`. Where all that are held are proven, strangers stay strangers.
     pub fn enter(&mut self, source: IpAddr, served: Served, now_ns: u64) {
         if self.by_source.len() >= MAX_KNOWN && !self.by_source.contains_key(&source) {
-            self.forget(now_ns);
+            self.make_room(now_ns);
             if self.by_source.len() >= MAX_KNOWN {
                 return;
             }
@@ -97,13 +100,32 @@ impl Acquaintances {
         standing.filter(|(_, until_ns)| now_ns < *until_ns).map_or(Class::Unknown, |(class, _)| class)
     }
 
-    /// Drops those who are strangers again.
-    fn forget(&mut self, now_ns: u64) {
-        if self.searched_ns.is_none_or(|at_ns| now_ns >= at_ns + SEARCHED_EVERY_NS) {
-            self.searched_ns = Some(now_ns);
-            self.by_source
-                .retain(|_, account| account.standing().is_some_and(|(_, until_ns)| now_ns < until_ns));
+    /// Drops those who are strangers again and, as far as that is too few, those of the known who were served longest ago;
+    /// never the proven.
+    fn make_room(&mut self, now_ns: u64) {
+        if self.searched_ns.is_some_and(|at_ns| now_ns < at_ns + SEARCHED_EVERY_NS) {
+            return;
         }
+        let standing = |account: &Account| account.standing().filter(|(_, until_ns)| now_ns < *until_ns);
+        self.by_source.retain(|_, account| standing(account).is_some());
+        let wanted = self.by_source.len().saturating_sub(MAX_KNOWN - ROOM);
+        let mut known: Vec<(u64, IpAddr)> = Vec::new();
+        if wanted > 0 {
+            let of_class = |account: &Account, class| standing(account).is_some_and(|(is, _)| is == class);
+            let accounts = self.by_source.iter().filter(|(_, account)| of_class(account, Class::Known));
+            known.extend(accounts.map(|(source, account)| (account.seen_ns, *source)));
+        }
+        if wanted < known.len() {
+            known.select_nth_unstable(wanted);
+            known.truncate(wanted);
+        }
+        for (_, source) in &known {
+            self.by_source.remove(source);
+        }
+        if let Some(changed) = &mut self.changed {
+            changed.retain(|source| self.by_source.contains_key(source));
+        }
+        self.searched_ns = (known.len() < wanted).then_some(now_ns);
     }
 
     /// From now on somebody asks what has changed, or nobody does.
@@ -128,6 +150,8 @@ impl Acquaintances {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
 
     const START: u64 = 100 * HALF_NS;
@@ -190,44 +214,88 @@ mod tests {
         assert_eq!(all.changed(), [(source(1), Class::Known, START + HOUR_NS)]);
     }
 
-    #[test]
-    fn it_is_bounded_and_makes_room_for_others() {
-        let mut all = followed();
-        let one = Served { completed: 1, refused: 0 };
-        for n in 0..MAX_KNOWN as u32 + 10 {
-            all.enter(source(n), one, START);
+    const ONE: Served = Served { completed: 1, refused: 0 };
+
+    /// Enters sources one after the other, a nanosecond each, with what became of their requests.
+    fn enter(all: &mut Acquaintances, sources: Range<u32>, served: Served) {
+        for n in sources {
+            all.enter(source(n), served, START + u64::from(n));
         }
+    }
+
+    fn classes<const N: usize>(all: &Acquaintances, sources: [u32; N], now_ns: u64) -> [Class; N] {
+        sources.map(|n| all.class(source(n), now_ns))
+    }
+
+    #[test]
+    fn it_is_bounded_and_forgets_first_who_is_a_stranger_again() {
+        const MOST: u32 = MAX_KNOWN as u32;
+        let mut all = followed();
+        enter(&mut all, 0..MOST, ONE);
         assert_eq!(all.by_source.len(), MAX_KNOWN);
         let batches = std::iter::from_fn(|| Some(all.changed().len()).filter(|count| *count > 0));
         let batches: Vec<usize> = batches.collect();
         assert_eq!((batches.iter().sum::<usize>(), batches[0]), (MAX_KNOWN, BATCH));
         // Whoever is proven is not forgotten with those who came once.
         all.enter(source(1), Served { completed: 100, refused: 0 }, START);
-        let later = START + HOUR_NS;
-        all.enter(source(u32::MAX), one, later);
-        assert_eq!(
-            [1, 2, u32::MAX].map(|n| all.class(source(n), later)),
-            [Class::Proven, Class::Unknown, Class::Known]
-        );
+        let later = START + HOUR_NS + u64::from(MOST);
+        all.enter(source(u32::MAX), ONE, later);
+        let found = classes(&all, [1, 2, u32::MAX], later);
+        assert_eq!(found, [Class::Proven, Class::Unknown, Class::Known]);
         assert_eq!(all.by_source.len(), 2);
     }
 
+    /// However many come once, each is known, and those who come again stay it; the proven are not touched.
     #[test]
-    fn a_full_table_is_not_searched_for_each_stranger() {
-        let mut all = Acquaintances::default();
-        let one = Served { completed: 1, refused: 0 };
-        for n in 0..MAX_KNOWN as u32 {
-            all.enter(source(n), one, START);
+    fn a_flood_of_newcomers_pushes_out_who_was_served_longest_ago() {
+        const MOST: u32 = MAX_KNOWN as u32;
+        const PROVEN: u32 = 10;
+        let mut all = followed();
+        enter(&mut all, 0..PROVEN, Served { completed: MANY as u32, refused: 0 });
+        for n in PROVEN..3 * MOST {
+            enter(&mut all, n..n + 1, ONE);
+            if n % (MOST / 2) == 0 {
+                all.enter(source(PROVEN), ONE, START + u64::from(n));
+            }
+            assert!(all.by_source.len() <= MAX_KNOWN);
+            assert!(all.changed.as_ref().is_some_and(|changed| changed.len() <= MAX_KNOWN));
         }
-        let over = START + HOUR_NS;
+        let kept = MOST - ROOM as u32 - PROVEN - 1;
+        let last = 3 * MOST - 1;
+        let sources = [0, PROVEN - 1, PROVEN, PROVEN + 1, last - kept, last];
+        assert_eq!(
+            classes(&all, sources, START + u64::from(last)),
+            [Class::Proven, Class::Proven, Class::Known, Class::Unknown, Class::Known, Class::Known]
+        );
+    }
+
+    /// A source that is only refused takes no place from one that is served.
+    #[test]
+    fn who_was_never_served_goes_first() {
+        const MOST: u32 = MAX_KNOWN as u32;
+        let mut all = Acquaintances::default();
+        enter(&mut all, 0..10, ONE);
+        enter(&mut all, 10..3 * MOST, Served { completed: 0, refused: 1 });
+        assert_eq!(
+            classes(&all, [0, 9, 10], START + u64::from(3 * MOST)),
+            [Class::Known, Class::Known, Class::Unknown]
+        );
+    }
+
+    #[test]
+    fn a_table_of_the_proven_is_not_searched_for_each_stranger() {
+        const MOST: u32 = MAX_KNOWN as u32;
+        let mut all = Acquaintances::default();
+        enter(&mut all, 0..MOST, Served { completed: MANY as u32, refused: 0 });
+        let over = START + PROVEN_FOR_NS;
         for (n, now_ns, want) in [
             // The search finds nobody, and none follows it at once.
             (0, over - 1, Class::Unknown),
-            (1, over, Class::Unknown),
+            (1, over + u64::from(MOST), Class::Unknown),
             (2, over - 1 + SEARCHED_EVERY_NS, Class::Known),
         ] {
             let stranger = source(u32::MAX - n);
-            all.enter(stranger, one, now_ns);
+            all.enter(stranger, ONE, now_ns);
             assert_eq!(all.class(stranger, now_ns), want, "{n}");
         }
     }
