@@ -281,6 +281,22 @@ fn kernel_section(keys: &mut Object<'_>) -> (Kernel, bool) {
     if kernel.interfaces.is_empty() {
         keys.warn_all("has no effect unless --iface names an interface, for `interfaces` is empty");
     }
+    for (rate, burst, (per_second, at_once)) in [
+        ("connections_per_second", "burst", (kernel.connections_per_second, kernel.connection_burst)),
+        (
+            "packets_per_second",
+            "packet_burst",
+            kernel.ceiling.map_or((1, 1), |ceiling| (ceiling.per_second, ceiling.burst)),
+        ),
+    ] {
+        if let Some(least) = kernel::too_small(per_second, at_once) {
+            let key = if keys.has(burst) { burst } else { rate };
+            keys.warn(
+                key,
+                format!("`{rate}` {per_second} is never reached with `{burst}` {at_once}, for the clock has ticks of up to 10 ms: raise `{burst}` to {least}"),
+            );
+        }
+    }
     for network in kernel::in_vain(&kernel.allow, &kernel.deny) {
         keys.warn("deny", format!("{network} has no effect: `allow` has all of it, and is stronger"));
     }

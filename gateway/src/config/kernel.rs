@@ -44,6 +44,11 @@ const PER_REQUEST: u64 = 4;
 const LEAST_PER_SECOND: u64 = 100;
 const LEAST_BURST: u64 = 500;
 const MOST: u64 = super::file::MAX_CONNECTIONS;
+/// Ticks a second of the coarsest clock that the kernel half's may be (CONFIG_HZ=100): all that comes within one comes at
+/// once.
+const TICKS: u64 = 100;
+/// Where a rate is lower, less than a tenth of it can be lost.
+const LOSES_LITTLE: u32 = 10;
 
 /// The set of verdicts that are only counted: all, none, or those of a list.
 pub(super) fn monitored(node: &Node<'_>) -> Option<u32> {
@@ -94,7 +99,20 @@ pub(super) fn budget(config: &Config) -> Option<(u32, u32)> {
     let (per_second, burst) = global.map_or(sum, |global| less(sum, global));
     let per_second = (per_second * PER_REQUEST as f64).ceil() as u64;
     let within = |count: u64, least| count.clamp(least, MOST) as u32;
-    Some((within(per_second, LEAST_PER_SECOND), within(burst.saturating_mul(PER_REQUEST), LEAST_BURST)))
+    let per_second = within(per_second, LEAST_PER_SECOND);
+    let burst = burst.saturating_mul(PER_REQUEST).max(of_a_tick(per_second));
+    Some((per_second, within(burst, LEAST_BURST)))
+}
+
+/// The least burst with which nothing of a rate is lost: what a tick earns, and one that was left before.
+fn of_a_tick(per_second: u32) -> u64 {
+    1 + u64::from(per_second).div_ceil(TICKS)
+}
+
+/// What to raise a burst to, where it is so small that the rate is never reached.
+pub(super) fn too_small(per_second: u32, burst: u32) -> Option<u64> {
+    let least = of_a_tick(per_second);
+    (per_second >= LOSES_LITTLE && u64::from(burst) < least).then_some(least)
 }
 
 /// Requests a second and at once that rules by the client's address let through.
@@ -118,6 +136,8 @@ pub(super) fn in_vain<'a>(allow: &'a [IpNet], deny: &'a [IpNet]) -> impl Iterato
 
 #[cfg(test)]
 mod tests {
+    use gateway_common::limit::Budget;
+
     use super::*;
 
     fn derived(limits: &str, routes: &[&str]) -> Option<(u32, u32)> {
@@ -158,6 +178,43 @@ mod tests {
         ] {
             assert_eq!(derived(limits, routes), want, "{limits} {routes:?}");
         }
+    }
+
+    /// By the budget itself, at a clock of so many ticks a second, asked far more often than it grants.
+    #[test]
+    fn a_burst_below_a_tick_of_its_rate_is_told() {
+        let granted = |per_second, burst| {
+            const TICK_NS: u64 = 1_000_000_000 / TICKS;
+            let budget = Budget::new(per_second, burst);
+            let (mut word, mut count) = (Budget::full(0), 0_u32);
+            for now in (0..TICKS * 10).map(|tick| 1_000 * TICK_NS * TICKS + tick * TICK_NS) {
+                while let Some(next) = budget.take(word, now) {
+                    (word, count) = (next, count + 1);
+                }
+            }
+            count
+        };
+        for (per_second, burst, least) in [
+            (1, 1, None),
+            (9, 1, None),
+            (10, 1, Some(2)),
+            (99, 1, Some(2)),
+            (99, 2, None),
+            (500, 1, Some(6)),
+            (500, 5, Some(6)),
+            (500, 6, None),
+            (505, 6, Some(7)),
+            (500, 2_000, None),
+            (50_000, 100, Some(501)),
+            (1_000_000, 10_000, Some(10_001)),
+            (1_000_000, 10_001, None),
+        ] {
+            assert_eq!(too_small(per_second, burst), least, "{per_second}, {burst}");
+            let full = |burst| f64::from(granted(per_second, burst)) / f64::from(per_second * 10);
+            let reached = least.map_or(burst, |least| least as u32);
+            assert!(full(reached) > 0.9, "{per_second}, {reached}: {}", full(reached));
+        }
+        assert!(granted(500, 1) <= 1_000 && granted(50_000, 100) <= 100_100, "a fifth of either");
     }
 
     #[test]
