@@ -104,6 +104,22 @@ fn what_is_missing_is_named_with_what_to_do() {
     assert_eq!(point(&told, "interfaces").0, "limited");
 }
 
+/// A firewall that follows connections sees nothing of one that began with a cookie before its third packet.
+#[test]
+fn a_firewall_that_wants_to_see_a_connection_begin_is_named() {
+    const POINT: &str = "net.netfilter.nf_conntrack_tcp_loose";
+    let network = Network::new();
+    for (loose, state) in [("1", "good"), ("0", "limited")] {
+        let set = || std::fs::write("/proc/sys/net/netfilter/nf_conntrack_tcp_loose", loose);
+        network.gateway.run(set).expect("the kernel follows connections");
+        let told = doctor(&network, &json!({ "interfaces": [EDGE] }), &["--json"], &[], |_| {});
+        assert_eq!(point(&told, POINT).0, state, "{told:?}");
+        let without = json!({ "interfaces": [EDGE], "cookies": false });
+        let told = doctor(&network, &without, &["--json"], &[], |_| {});
+        assert!(!told.out.contains(POINT), "{told:?}");
+    }
+}
+
 #[test]
 fn who_holds_the_hook_is_named() {
     let network = Network::new();

@@ -54,6 +54,7 @@ pub fn examine(config: &Kernel) -> Vec<Finding> {
     let release = release(&name);
     let mut findings = vec![object_is_there(), kernel(&name, release), bpf(), capabilities()];
     findings.extend([frags(release), tc(release), cookies(), syncookies(), privileges(release), clock()]);
+    findings.extend(Some(config.cookies).filter(|sends| *sends).and_then(|_| conntrack()));
     findings.push(pins(config.persist.as_deref()));
     if config.interfaces.is_empty() {
         let advice = "name one with kernel.interfaces or --iface: the kernel half attaches to no other";
@@ -131,6 +132,19 @@ fn syncookies() -> Finding {
         Some(value) => good(point, value),
         None => limited(point, "cannot be read", "is /proc mounted?"),
     }
+}
+
+/// `None`: nothing follows connections here.
+fn conntrack() -> Option<Finding> {
+    let point = "net.netfilter.nf_conntrack_tcp_loose";
+    let value = setting("net/netfilter/nf_conntrack_tcp_loose")?;
+    Some(if value == "0" {
+        let advice = "1, or kernel.cookies false, where a firewall of this host drops what is INVALID: it would drop \
+                      whoever answers a SYN cookie";
+        limited(point, "0: a connection whose first packets XDP has taken is INVALID", advice)
+    } else {
+        good(point, &value)
+    })
 }
 
 fn privileges(release: Release) -> Finding {
