@@ -2,8 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
 use bench::machine::Cores;
@@ -12,22 +11,7 @@ use bench::scenario::{Kind, SCENARIOS};
 use bench::side_by_side::{self, Plan, Rounds};
 use bench::system::{Contender, Programs, System};
 use clap::ValueEnum as _;
-
-/// The gateway of the profile that this test was built in, brought up to date.
-fn gateway() -> PathBuf {
-    // `<target>/<profile>/deps/<test>`
-    let test = std::env::current_exe().unwrap();
-    let profile = test.ancestors().nth(2).unwrap();
-    let name = match profile.file_name().unwrap().to_str().unwrap() {
-        "debug" => "dev",
-        name => name,
-    };
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--package", "gateway", "--bin", "gateway", "--profile", name]);
-    build.arg("--target-dir").arg(profile.parent().unwrap()).current_dir(env!("CARGO_MANIFEST_DIR"));
-    assert!(build.status().unwrap().success(), "the gateway does not build");
-    profile.join("gateway")
-}
+use gateway_tests::binary;
 
 fn plan(gateway: &Path) -> Plan {
     let programs = Programs::find(Some(gateway));
@@ -48,7 +32,7 @@ fn plan(gateway: &Path) -> Plan {
 
 #[test]
 fn every_system_answers_every_scenario() {
-    let plan = plan(&gateway());
+    let plan = plan(binary::gateway());
     assert!(plan.programs.has(System::Gateway));
     let results = side_by_side::run(&plan).unwrap();
     assert_eq!(results.scenarios.len(), SCENARIOS.len());

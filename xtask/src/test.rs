@@ -2,11 +2,13 @@
 //!
 //! What this machine cannot check is named. The tests come last, so that the last line is their count.
 
+use std::process::Command;
+
 use anyhow::{Result, bail};
 
 use crate::build::host;
 use crate::build_ebpf;
-use crate::exec::{answer, cargo, exec, is_on_path, is_root, root};
+use crate::exec::{answer, cargo, exec, is_on_path, is_root, root, target_dir};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -25,15 +27,21 @@ pub fn run(args: &Args) -> Result<()> {
     }
     exec(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     dependencies()?;
-    let with_runner = |mut command: std::process::Command| {
+    let with_runner = |mut command: Command| {
         command.envs(runner.iter().map(|(name, value)| (name, value)));
         exec(&mut command)
     };
     if answer("cargo", &["nextest", "--version"]).is_some() {
         with_runner(cargo(&["test", "--workspace", "--doc"]))?;
-        return with_runner(cargo(&["nextest", "run", "--workspace"]));
+        return with_runner(on_what_it_builds(cargo(&["nextest", "run", "--workspace"]))?);
     }
-    with_runner(cargo(&["test", "--workspace"]))
+    with_runner(on_what_it_builds(cargo(&["test", "--workspace"]))?)
+}
+
+/// Tests of the whole workspace come with the gateway that they are to start.
+fn on_what_it_builds(mut tests: Command) -> Result<Command> {
+    tests.env("GATEWAY_UNDER_TEST", std::path::absolute(target_dir())?.join("debug/gateway"));
+    Ok(tests)
 }
 
 /// Licences, bans and known vulnerabilities, as deny.toml has them.
