@@ -425,3 +425,27 @@ fn penalties_of_ipv6_end_where_sources_are_cut_otherwise() {
         fs::remove_dir_all(bpffs.folder()).unwrap();
     }
 }
+
+/// Its folder lies where it can be reached no more by the user that the gateway has become.
+#[test]
+fn the_link_to_an_interface_that_has_returned_is_pinned_without_privileges() {
+    use std::os::unix::fs::PermissionsExt;
+    let (network, bpffs) = (Network::new(), BpfFs::mount());
+    let add = || network.gateway.ip(&["link", "add", "spare", "type", "veth", "peer", "name", "reraps"]);
+    add();
+    let upstream = network.gateway.run(Upstream::ok);
+    let mut config = persistent(&upstream, &bpffs);
+    config["user"] = json!("nobody");
+    config["kernel"]["interfaces"] = json!([EDGE, "spare"]);
+    let (directory, file) = folder(&complete(config));
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut gateway = network.gateway.run(|| Gateway::run(directory, file, |_| {}));
+    fs::set_permissions(bpffs.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    network.gateway.ip(&["link", "del", "spare"]);
+    gateway.log.wait_for("an interface is gone");
+    add();
+    gateway.log.wait_for("an interface has returned");
+    gateway.signal(Signal::TERM);
+    assert_eq!(gateway.wait(), Some(0));
+    assert!(!network.gateway.xdp_on("spare").is_empty(), "it stays while the gateway is away");
+}
