@@ -50,7 +50,10 @@ impl<F: Frame> Judge for Court<'_, F> {
 fn answer(frame: &impl Frame, policy: &Policy, request: &Segment) -> Verdict {
     let [ipv4, ipv6] = policy.segment_bytes;
     let segment_bytes = if request.family == Family::Ipv6 { ipv6 } else { ipv4 };
-    match frame.answer(request, segment_bytes) {
+    // Whoever was not served lately has left no connection here that matters to it, and a flood's forged sources are not
+    // looked for among the sockets.
+    let may_have_socket = maps::class(&cut(request, &policy.client_mask), maps::now()) != Class::Unknown;
+    match frame.answer(request, segment_bytes, may_have_socket) {
         Answer::Sent => Verdict::CookieSent,
         Answer::Impossible => Verdict::OverBudget,
         // What is left of the port's last connection would not take what comes back, but takes a request. It is charged

@@ -42,19 +42,25 @@ const LISTEN: u32 = 10;
 
 /// Turns `request` into its answer: addresses and ports swapped, the cookie as its sequence number.
 #[inline(always)]
-pub fn answer(context: &XdpContext, request: &Segment, segment_bytes: u16) -> Answer {
+pub fn answer(context: &XdpContext, request: &Segment, segment_bytes: u16, may_have_socket: bool) -> Answer {
     if !request.is_plain {
         return Answer::Impossible;
     }
     match request.family {
-        Family::Ipv4 => answer_ipv4(context, request.ip, request.tcp_words, segment_bytes),
-        Family::Ipv6 => answer_ipv6(context, request.ip, request.tcp_words, segment_bytes),
+        Family::Ipv4 => answer_ipv4(context, request.ip, request.tcp_words, segment_bytes, may_have_socket),
+        Family::Ipv6 => answer_ipv6(context, request.ip, request.tcp_words, segment_bytes, may_have_socket),
         Family::Other => Answer::Impossible,
     }
 }
 
 #[inline(never)]
-fn answer_ipv4(context: &XdpContext, ip_place: usize, tcp_words: u8, segment_bytes: u16) -> Answer {
+fn answer_ipv4(
+    context: &XdpContext,
+    ip_place: usize,
+    tcp_words: u8,
+    segment_bytes: u16,
+    may_have_socket: bool,
+) -> Answer {
     // The ports follow the addresses on the wire as they do in a tuple.
     let (mut ip, mut tcp) = ([0; IPV4_WORDS + 1], room());
     let length = header(context, ip_place + IPV4_WORDS * 4, tcp_words, &mut tcp);
@@ -62,7 +68,7 @@ fn answer_ipv4(context: &XdpContext, ip_place: usize, tcp_words: u8, segment_byt
         return Answer::Impossible;
     }
     let [_, _, _, tuple @ ..] = &ip;
-    if has_socket(context, tuple) {
+    if may_have_socket && has_socket(context, tuple) {
         return Answer::Unwanted;
     }
     // SAFETY: an IPv4 header, and `length` bytes of a TCP header's room, both on the stack.
@@ -90,14 +96,20 @@ fn answer_ipv4(context: &XdpContext, ip_place: usize, tcp_words: u8, segment_byt
 }
 
 #[inline(never)]
-fn answer_ipv6(context: &XdpContext, ip_place: usize, tcp_words: u8, segment_bytes: u16) -> Answer {
+fn answer_ipv6(
+    context: &XdpContext,
+    ip_place: usize,
+    tcp_words: u8,
+    segment_bytes: u16,
+    may_have_socket: bool,
+) -> Answer {
     let (mut ip, mut tcp) = ([0; IPV6_WORDS + 1], room());
     let length = header(context, ip_place + IPV6_WORDS * 4, tcp_words, &mut tcp);
     if length == 0 || !load(context, ip_place, &mut ip) {
         return Answer::Impossible;
     }
     let [_, _, tuple @ ..] = &ip;
-    if has_socket(context, tuple) {
+    if may_have_socket && has_socket(context, tuple) {
         return Answer::Unwanted;
     }
     // SAFETY: an IPv6 header, and `length` bytes of a TCP header's room, both on the stack.

@@ -52,8 +52,8 @@ impl Frame for XdpContext {
     const ANSWERS: bool = true;
 
     #[inline(always)]
-    fn answer(&self, request: &Segment, segment_bytes: u16) -> Answer {
-        cookie::answer(self, request, segment_bytes)
+    fn answer(&self, request: &Segment, segment_bytes: u16, may_have_socket: bool) -> Answer {
+        cookie::answer(self, request, segment_bytes, may_have_socket)
     }
 
     #[inline(always)]
@@ -102,7 +102,7 @@ impl Frame for TcContext {
     const ANSWERS: bool = false;
 
     #[inline(always)]
-    fn answer(&self, _: &Segment, _: u16) -> Answer {
+    fn answer(&self, _: &Segment, _: u16, _: bool) -> Answer {
         Answer::Impossible
     }
 

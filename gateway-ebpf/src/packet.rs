@@ -18,8 +18,8 @@ pub trait Frame {
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
     /// Bytes of the frame.
     fn length(&self) -> u64;
-    /// Turns a connection request into its answer with a cookie.
-    fn answer(&self, request: &Segment, segment_bytes: u16) -> Answer;
+    /// Turns a connection request into its answer with a cookie. `may_have_socket`: whether to look for one first.
+    fn answer(&self, request: &Segment, segment_bytes: u16, may_have_socket: bool) -> Answer;
     /// Whether the stack has a connection that the segment is part of.
     fn is_of_connection(&self, segment: &Segment) -> bool;
     /// Whether the segment brings back a cookie that was sent for it.
