@@ -160,7 +160,7 @@ fn cookies_may_be_armed(datapath: &Datapath) -> Result<()> {
 /// Sources without a bucket, of which there may be one a second.
 fn answered() -> Row {
     let nobody_new = Kernel { cookies: true, new_sources_per_second: 1, ..ample() };
-    ("IPv4", nobody_new, v4(), Verdict::CookieSent)
+    ("IPv4, cookies armed", nobody_new, v4(), Verdict::CookieSent)
 }
 
 fn cookies_armed(datapath: &Datapath) -> Result<()> {
