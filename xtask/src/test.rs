@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 
 use crate::build::host;
 use crate::build_ebpf;
-use crate::exec::{answer, cargo, exec, is_on_path, is_root, root, target_dir};
+use crate::exec::{answer, cargo, exec, is_on_path, is_root, root};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -33,15 +33,15 @@ pub fn run(args: &Args) -> Result<()> {
     };
     if answer("cargo", &["nextest", "--version"]).is_some() {
         with_runner(cargo(&["test", "--workspace", "--doc"]))?;
-        return with_runner(on_what_it_builds(cargo(&["nextest", "run", "--workspace"]))?);
+        return with_runner(on_what_it_builds(cargo(&["nextest", "run", "--workspace"])));
     }
-    with_runner(on_what_it_builds(cargo(&["test", "--workspace"]))?)
+    with_runner(on_what_it_builds(cargo(&["test", "--workspace"])))
 }
 
 /// Tests of the whole workspace come with the gateway that they are to start.
-fn on_what_it_builds(mut tests: Command) -> Result<Command> {
-    tests.env("GATEWAY_UNDER_TEST", std::path::absolute(target_dir())?.join("debug/gateway"));
-    Ok(tests)
+fn on_what_it_builds(mut tests: Command) -> Command {
+    tests.env("GATEWAY_IS_BUILT", "1");
+    tests
 }
 
 /// Licences, bans and known vulnerabilities, as deny.toml has them.
